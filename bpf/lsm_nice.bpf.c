@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+/*
+ * The kernel side of lsm-nice: one object, of which user space loads only the
+ * programs that a request needs.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "lsm_nice.h"
+
+const volatile struct config config;
+struct state state;
+
+#include "guarded.h"
+#include "verdict.h"
+
+#include "resolve.bpf.c"
+#include "nice.bpf.c"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
