@@ -26,6 +26,7 @@ fn main() {
         .clang(&clang)
         .clang_args([
             "-Iinclude",
+            "-mcpu=v3",
             "-Wall",
             "-Wextra",
             "-Wno-unused-parameter",

@@ -1,23 +1,90 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Who is guarded. */
+/*
+ * Who is guarded: the one process of the plain case, the tasks that carry a
+ * mark, and the tasks below a cgroup. What is not asked for is not in the code
+ * that runs, as the verifier knows the constants.
+ */
 
-enum guarded {
-	UNGUARDED,
-	GUARDED,
-	TRIAL,
+struct mark {
+	enum guarded guarded;
 };
+
+/* One on every thread, so that exec by any of them loses nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mark);
+} marks SEC(".maps");
+
+static __always_inline struct mark *mark_of(struct task_struct *p)
+{
+	return bpf_task_storage_get(&marks, p, NULL, 0);
+}
+
+/* Gives @p a mark like @mark; false is out of memory. */
+static __always_inline bool mark(struct task_struct *p, struct mark *mark)
+{
+	return bpf_task_storage_get(&marks, p, mark,
+				    BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+/* Still in copy_process() or on its way out of it, and never run. */
+static __always_inline bool is_new(struct task_struct *p)
+{
+	if (bpf_core_field_exists(p->__state))
+		return p->__state & TASK_NEW;
+	return ((struct task_struct___state *)p)->state & TASK_NEW;
+}
+
+static __always_inline bool is_process(struct task_struct *p,
+				       const volatile struct process *process)
+{
+	return p->tgid == process->tgid &&
+	       p->group_leader->start_boottime == process->start;
+}
+
+static __always_inline bool in_cgroup(struct task_struct *p)
+{
+	struct cgroup *cgroup = p->cgroups->dfl_cgrp, *ancestor;
+	u16 level = state.cgroup.level;
+	u64 id;
+
+	if (cgroup->level < level)
+		return false;
+	if (bpf_core_field_exists(cgroup->ancestors)) {
+		bpf_core_read(&ancestor, sizeof(ancestor),
+			      &cgroup->ancestors[level]);
+		id = BPF_CORE_READ(ancestor, kn, id);
+	} else {
+		bpf_core_read(
+			&id, sizeof(id),
+			&((struct cgroup___ids *)cgroup)->ancestor_ids[level]);
+	}
+	return id == state.cgroup.id;
+}
 
 static __always_inline enum guarded guarded(struct task_struct *p)
 {
-	u32 tgid = p->tgid;
+	struct mark *mark;
 
-	if (tgid == config.target.tgid)
-		return p->group_leader->start_boottime == config.target.start ?
-			       GUARDED :
-			       UNGUARDED;
-	if (tgid == state.trial.tgid)
-		return p->group_leader->start_boottime == state.trial.start ?
-			       TRIAL :
-			       UNGUARDED;
+	if (config.target.tgid && is_process(p, &config.target))
+		return GUARDED;
+	if (config.marks) {
+		mark = mark_of(p);
+		/* its creator may have been marked too late to pass it on */
+		if (!mark && is_new(p)) {
+			mark = mark_of(p->group_leader);
+			if (!mark && config.children)
+				mark = mark_of(p->real_parent);
+		}
+		if (mark)
+			return mark->guarded;
+	} else if (is_process(p, &state.trial)) {
+		return TRIAL;
+	}
+	/* a new task is not in its cgroup yet */
+	if (config.cgroup && in_cgroup(is_new(p) ? p->real_parent : p))
+		return GUARDED;
 	return UNGUARDED;
 }

@@ -6,15 +6,21 @@
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
 #include "lsm_nice.h"
 
 const volatile struct config config;
 struct state state;
 
+/* puts a type that no map has into the skeleton */
+struct walked *unused_walked;
+
 #include "guarded.h"
 #include "verdict.h"
 
 #include "resolve.bpf.c"
+#include "inherit.bpf.c"
+#include "walk.bpf.c"
 #include "nice.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

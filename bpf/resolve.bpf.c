@@ -1,26 +1,59 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+/*
+ * What lsm-nice names, as the kernel knows it. The kernel looks it up itself,
+ * in the namespaces of lsm-nice, for a system call that only reads; the hook of
+ * that call has what it found. Nothing is ever refused here, and nothing noted
+ * that another process asks. Attached while a guard starts, and then no more.
+ */
+
+static __always_inline bool asked_by_lsm_nice(void)
+{
+	struct bpf_pidns_info caller;
+
+	return !bpf_get_ns_current_pid_tgid(config.pidns_dev, config.pidns_ino,
+					    &caller, sizeof(caller)) &&
+	       caller.tgid == config.asker;
+}
 
 /*
- * A PID of lsm-nice's own namespace as the process that the kernel knows.
- *
- * Called for sched_getscheduler(2) and the other calls that read a task's
- * scheduling: the kernel has looked up the PID and hands over its task. Only
- * what lsm-nice itself asks is noted, and nothing is ever refused. It is
- * attached for the moment of the question alone.
+ * A PID: called by sched_getscheduler(2). The task becomes marked as
+ * state.mark_as says, if it says so.
  */
 SEC("lsm/task_getscheduler")
 int BPF_PROG(resolve, struct task_struct *p, int ret)
 {
-	struct bpf_pidns_info caller;
+	struct mark new = {.guarded = state.mark_as};
 
 	if (ret)
 		return ret;
-	if (bpf_get_ns_current_pid_tgid(config.pidns_dev, config.pidns_ino,
-					&caller, sizeof(caller)) ||
-	    caller.tgid != config.asker)
+	if (!asked_by_lsm_nice())
 		return 0;
+	if (config.marks && new.guarded && !mark_of(p)) {
+		if (!mark(p, &new))
+			return -ENOMEM;
+		state.marked++;
+	}
 	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;
-	state.resolved_count++;
+	state.answers++;
+	return 0;
+}
+
+/* The directory of a cgroup: called by stat(2). */
+SEC("lsm/inode_getattr")
+int BPF_PROG(resolve_cgroup, const struct path *path, int ret)
+{
+	struct cgroup *cgroup;
+	struct kernfs_node *kn;
+
+	if (ret)
+		return ret;
+	if (!asked_by_lsm_nice())
+		return 0;
+	kn = BPF_CORE_READ(path, dentry, d_inode, i_private);
+	cgroup = BPF_CORE_READ(kn, priv);
+	state.resolved_cgroup.id = BPF_CORE_READ(kn, id);
+	state.resolved_cgroup.level = BPF_CORE_READ(cgroup, level);
+	state.answers++;
 	return 0;
 }

@@ -13,35 +13,66 @@
  */
 struct process {
 	u64 start; /* start_boottime of the thread group's leader, ns */
-	u32 tgid; /* in the initial PID namespace; 0 is no process */
+	int tgid; /* in the initial PID namespace; 0 is no process */
 	u32 pad;
+};
+
+/* Who is guarded by whom. */
+enum guarded {
+	UNGUARDED,
+	GUARDED,
+	TRIAL, /* the child that proves that the hooks fire, never counted */
 };
 
 /* Set before the load, so that the verifier folds it into the code. */
 struct config {
-	struct process target;
-	int floor; /* lowest nice value that may be set */
+	struct process target; /* the one process of the plain case */
 
-	/* for resolve.bpf.c: the process that may ask, and its PID namespace */
-	u32 asker;
+	/* lsm-nice itself, which may ask resolve.bpf.c */
 	u64 pidns_dev;
 	u64 pidns_ino;
+	u32 asker;
+
+	int floor; /* lowest nice value that may be set */
+
+	/* yes or no */
+	u32 marks; /* marked tasks are guarded, */
+	u32 children; /* and what they start later */
+	u32 cgroup; /* the tasks of state.cgroup are guarded */
+};
+
+/* A cgroup of the unified hierarchy. Its id is never used again. */
+struct cgroup_place {
+	u64 id;
+	u16 level; /* steps below the root */
+	u16 pad[3];
 };
 
 /* What changes while the programs are attached. */
 struct state {
 	u64 denied; /* requests refused, of guarded processes */
+	struct cgroup_place cgroup;
 
-	/*
-	 * The child that proves that the hook fires. It is guarded too while
-	 * its tgid stands here, and never counted in denied.
-	 */
-	struct process trial;
-	u64 trial_seen;
+	struct process trial; /* the child, while it is tried on */
+	u64 trial_seen; /* its calls that reached the hook */
 
-	/* the last answer of resolve.bpf.c, and how many it gave */
+	/* the answers of resolve.bpf.c, and how many there were */
 	struct process resolved;
-	u64 resolved_count;
+	struct cgroup_place resolved_cgroup;
+	u64 answers;
+	enum guarded mark_as; /* what a process asked for becomes */
+
+	u32 tree; /* yes or no: the walk marks the children of the marked too */
+	u64 marked; /* tasks marked by anyone but their own creator */
+};
+
+/* What the walk writes for each guarded task that has not exited. */
+struct walked {
+	struct process process;
+	int pid; /* of the process, in the PID namespace of the reader */
+	int nice;
+	u32 marked; /* yes or no: guarded for itself, not for its cgroup */
+	u32 pad;
 };
 
 #endif /* LSM_NICE_H */

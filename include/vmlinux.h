@@ -18,6 +18,7 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 
+typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 typedef _Bool bool;
@@ -26,10 +27,21 @@ typedef _Bool bool;
 
 /* asm-generic/errno-base.h */
 #define EPERM 1
+#define ENOMEM 12
 
+/* linux/sched.h */
+#define CLONE_THREAD 0x00010000
+#define TASK_NEW 0x00000800
+
+/* linux/sched/prio.h */
+#define DEFAULT_PRIO 120
+
+/* uapi/linux/bpf.h */
 enum bpf_map_type {
-	BPF_MAP_TYPE_UNSPEC,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
+#define BPF_F_NO_PREALLOC 1
+#define BPF_LOCAL_STORAGE_GET_F_CREATE 1
 
 /* uapi/linux/bpf.h: fixed, so no relocation */
 struct bpf_pidns_info {
@@ -40,11 +52,77 @@ struct bpf_pidns_info {
 #pragma clang attribute push(__attribute__((preserve_access_index)), \
 			     apply_to = record)
 
+struct kernfs_node {
+	u64 id;
+	void *priv;
+};
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[];
+};
+
+/* before 6.1 */
+struct cgroup___ids {
+	int level;
+	u64 ancestor_ids[];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+/* whole, as pid.numbers is indexed */
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[];
+};
+
 struct task_struct {
+	unsigned int __state;
+	int static_prio;
+	int exit_state;
 	int pid;
 	int tgid;
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	u64 start_boottime;
+	struct css_set *cgroups;
+};
+
+/* before 5.14 */
+struct task_struct___state {
+	long state;
+};
+
+struct inode {
+	void *i_private;
+};
+
+struct dentry {
+	struct inode *d_inode;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 };
 
 #pragma clang attribute pop

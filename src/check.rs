@@ -11,11 +11,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use libbpf_rs::ErrorKind;
 use libbpf_rs::btf::{Btf, types};
-use rustix::mount::{MountFlags, mount};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
+};
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
-use crate::guard::Guard;
+use crate::guard::{Guard, Request};
 use crate::output::Failure;
 
 const SECURITYFS: &str = "/sys/kernel/security";
@@ -29,8 +32,15 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 /// What is there, or what is wrong.
 type Finding = Result<String, Failure>;
 
+/// The first kernel that has task storage for iterators, by which processes are marked.
+const TASK_STORAGE: (u32, u32) = (5, 13);
+/// The first whose task storage does not fail when it is in use on the same CPU.
+const TASK_STORAGE_WITH_PREEMPTION: (u32, u32) = (6, 2);
+
+type Requirement = (&'static str, fn() -> Finding);
+
 /// In the order in which they depend on each other.
-const REQUIREMENTS: [(&str, fn() -> Finding); 7] = [
+const REQUIREMENTS: [Requirement; 7] = [
     ("kernel", kernel),
     ("bpf-lsm", compiled_in),
     ("btf", btf),
@@ -49,7 +59,20 @@ pub fn run(json: bool) -> Result<ExitCode> {
         print_row(name, &finding, json)?;
     }
     let mut object = MaybeUninit::uninit();
-    let trial = match Guard::start(&mut object, None, 0) {
+    let children = task_storage();
+    print_row(
+        "children",
+        &children.map(|()| "what a guarded process starts can be guarded".into()),
+        json,
+    )?;
+    let request = Request {
+        floor: 0,
+        processes: Vec::new(),
+        tree: false,
+        children: task_storage().is_ok(),
+        cgroup: None,
+    };
+    let trial = match Guard::start(&mut object, &request) {
         Ok(_) => Ok("a guarded child took nice 19 and was refused nice -1".to_string()),
         Err(error) => {
             let error = if all_there { refused(error) } else { error };
@@ -139,6 +162,61 @@ fn kernel() -> Finding {
             "boot a newer kernel",
         ))
     }
+}
+
+/// Whether tasks can be marked, which any guard needs but that of a single process.
+pub fn task_storage() -> Result<(), Failure> {
+    let plain = "guard a single process alone: lsm-nice --no-children --pid PID";
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let version = version(&release);
+    if version < Some(TASK_STORAGE) {
+        return Err(Failure::new(
+            format!(
+                "to guard children, several processes, a tree or a cgroup takes Linux 5.13, \
+                 and this is {release}"
+            ),
+            plain,
+        ));
+    }
+    if version < Some(TASK_STORAGE_WITH_PREEMPTION) && is_preemptible() {
+        return Err(Failure::new(
+            format!(
+                "to guard children, several processes, a tree or a cgroup takes Linux 6.2 on a \
+                 kernel with full preemption, and this is {release}"
+            ),
+            format!("boot with preempt=voluntary, or {plain}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be
+/// read it is taken as so.
+fn is_preemptible() -> bool {
+    let built = rustix::system::uname()
+        .version()
+        .to_string_lossy()
+        .into_owned();
+    let mut words = built.split(' ').filter(|word| word.starts_with("PREEMPT"));
+    match words.next() {
+        None => false,
+        Some("PREEMPT_DYNAMIC") => {
+            let mode = debugfs("sched/preempt").unwrap_or_default();
+            !(mode.contains("(none)") || mode.contains("(voluntary)"))
+        }
+        Some(_) => true,
+    }
+}
+
+/// Reads a file of debugfs, which need not be mounted for it.
+fn debugfs(path: &str) -> Option<String> {
+    let fs = fsopen("debugfs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    fsconfig_create(&fs).ok()?;
+    let root = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = openat(root, path, flags, Mode::empty()).ok()?;
+    io::read_to_string(fs::File::from(file)).ok()
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

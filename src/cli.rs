@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The command line.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -15,16 +16,27 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 #[command(
     after_help = "\
 Examples:
-  lsm-nice check             would a guard hold on this machine?
-  lsm-nice --pid 4242        PID 4242 cannot be set below nice 0
-  lsm-nice --pid 4242 -n 5   ... nor below nice 5
+  lsm-nice check                  would a guard hold on this machine?
+  lsm-nice --pid 4242             PID 4242 cannot be set below nice 0
+  lsm-nice --pid 4242 -n 5        ... nor below nice 5
+  lsm-nice -- make -j8            make and all that it starts
+  lsm-nice --cgroup /user.slice   what is in this cgroup, now or later
 
-All threads of the process are guarded; processes that it starts are not. The guard ends with
-Ctrl-C (SIGINT, SIGTERM, SIGHUP) or when the process exits. What is asked for counts, not what
-the process has: a nice value below the floor is refused also where it would be a step down.
+All threads of a process are guarded, and what it starts from then on (not with --no-children).
+What is asked for counts, not what a process has: a nice value below the floor is refused also
+where it would be a step down.
 
-Exit status: 0 the guard was ended, or the process has exited; 1 failed, or `check` found that
-no guard would hold; 2 wrong usage.",
+The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
+or when the cgroup is removed. With COMMAND a signal goes to COMMAND instead, and lsm-nice stays
+until all that COMMAND started has exited, a daemon in the background too.
+
+Exit status: 0 the guard was ended, or all it guarded has exited; 1 failed, or `check` found that
+no guard would hold; 2 wrong usage. With COMMAND its own, 128 + N where signal N killed it, 125
+where lsm-nice failed before it ran, 126 where it cannot be executed, 127 where it was not found.",
+    override_usage = "\
+lsm-nice [OPTIONS]
+       lsm-nice [OPTIONS] -- COMMAND [ARG]...
+       lsm-nice check",
     args_conflicts_with_subcommands = true,
     allow_negative_numbers = true
 )]
@@ -32,11 +44,31 @@ pub struct Cli {
     #[command(subcommand)]
     pub action: Option<Action>,
 
-    /// Guard this running process [default: lsm-nice itself]
+    /// Guard this running process; repeatable [default: lsm-nice itself]
     ///
     /// The PID of a process, as lsm-nice's own PID namespace has it.
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(i32).range(1..))]
-    pub pid: Option<i32>,
+    pub pid: Vec<i32>,
+
+    /// With --pid: guard its present descendants too
+    #[arg(long, requires = "pid")]
+    pub tree: bool,
+
+    /// Guard every process in this cgroup v2 directory and below it, now and later
+    ///
+    /// A directory, or the path as systemctl and /proc/PID/cgroup print it, such as
+    /// /system.slice/cron.service. Processes may come and go; a process that leaves is not guarded
+    /// any more.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Do not guard what a guarded process starts later
+    #[arg(long)]
+    pub no_children: bool,
+
+    /// Start COMMAND, guarded from its first instruction
+    #[arg(last = true, value_name = "COMMAND [ARG]")]
+    pub command: Vec<OsString>,
 
     /// Lowest nice value that may be set, -20 to 19
     #[arg(

@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The guard in the kernel: loaded, attached, proven, and ended.
 
-use std::mem::MaybeUninit;
+use std::io::Read;
+use std::mem::{MaybeUninit, size_of};
 use std::os::linux::fs::MetadataExt;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Iter, Link, OpenObject, ProgramMut};
+use plain::Plain;
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid, getpriority_process, setpriority_process};
 
+use crate::cgroup::Cgroup;
+use crate::check;
 use crate::output::Failure;
-use crate::target::Target;
+use crate::target::no_such_process;
 use crate::trial::Child;
 
 mod skel {
     include!(concat!(env!("OUT_DIR"), "/lsm_nice.skel.rs"));
 }
-use skel::types::{process, state};
-use skel::{LsmNiceSkel, LsmNiceSkelBuilder};
+use skel::types::{cgroup_place, guarded, process, state};
+use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
+
+pub use skel::types::walked;
+// SAFETY: numbers alone, for which every byte sequence is valid.
+unsafe impl Plain for walked {}
 
 /// The range of nice values (setpriority(2)); a lower value is a higher priority.
 const HIGHEST: i32 = -20;
@@ -26,62 +34,196 @@ const LOWEST: i32 = 19;
 
 const NO_DATA: &str = "libbpf has not mapped the data of the BPF object";
 
+/// Who is to be guarded, and from what.
+pub struct Request<'a> {
+    pub floor: i32,
+    pub processes: Vec<Pid>,
+    /// The present descendants of the processes too.
+    pub tree: bool,
+    /// What the guarded start later too.
+    pub children: bool,
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+impl Request<'_> {
+    /// One process at the most and nothing else: a constant in the program is all that it needs.
+    pub fn is_plain(&self) -> bool {
+        self.processes.len() <= 1 && !self.tree && !self.children && self.cgroup.is_none()
+    }
+
+    fn marks(&self) -> bool {
+        !self.is_plain() && (!self.processes.is_empty() || self.children)
+    }
+}
+
 /// A guard that stands: it was proven on a child before [`Guard::start`] returned it.
 pub struct Guard<'obj> {
     skel: LsmNiceSkel<'obj>,
-    link: Link,
+    links: Vec<Link>,
+    walk: Option<Link>,
 }
 
 impl<'obj> Guard<'obj> {
-    /// Guards `target`. Without one nobody is guarded but the child of the trial.
-    pub fn start(
-        object: &'obj mut MaybeUninit<OpenObject>,
-        target: Option<&Target>,
-        floor: i32,
-    ) -> Result<Self> {
+    pub fn start(object: &'obj mut MaybeUninit<OpenObject>, request: &Request<'_>) -> Result<Self> {
         let child = Child::spawn()?;
-        let mut pids = vec![child.pid];
-        pids.extend(target.map(|target| target.pid));
-        let processes = resolve(&pids)?;
-        if let Some(target) = target {
-            target.must_run()?;
+        if request.is_plain() {
+            return Self::start_plain(object, request, &child);
         }
+        check::task_storage()?;
 
-        let mut open = LsmNiceSkelBuilder::default().open(object)?;
-        let config = &mut open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context(NO_DATA)?
-            .config;
-        config.floor = floor;
-        config.target = processes.get(1).copied().unwrap_or_default();
-        open.progs.resolve.set_autoload(false);
-        let skel = open.load()?;
-        let link = attach(&skel.progs.task_setnice)?;
-        let mut guard = Self { skel, link };
-        guard.try_on(&child, processes[0], floor)?;
+        let mut open = open(object)?;
+        let config = config(&mut open)?;
+        config.floor = request.floor;
+        config.marks = request.marks().into();
+        config.children = request.children.into();
+        config.cgroup = request.cgroup.is_some().into();
+        let progs = &mut open.progs;
+        progs.task_setnice.set_autoload(true);
+        progs.resolve.set_autoload(true);
+        progs.walk.set_autoload(true);
+        progs.task_alloc.set_autoload(request.marks());
+        progs.task_newtask.set_autoload(request.marks());
+        progs.resolve_cgroup.set_autoload(request.cgroup.is_some());
+        open.maps.marks.set_autocreate(request.marks())?;
+        let mut skel = open.load()?;
+
+        let resolve = attach(&skel.progs.resolve)?;
+        if let Some(cgroup) = request.cgroup {
+            let _link = attach(&skel.progs.resolve_cgroup)?;
+            let place = ask_cgroup(&mut skel, cgroup)?;
+            write(&mut skel, |state| state.cgroup = place)?;
+        }
+        // what is marked from here on passes its mark on
+        let mut links = Vec::new();
+        if request.marks() {
+            links.push(attach(&skel.progs.task_alloc)?);
+            links.push(attach(&skel.progs.task_newtask)?);
+        }
+        links.push(attach(&skel.progs.task_setnice)?);
+        let walk = Some(attach(&skel.progs.walk)?);
+        let mut guard = Self { skel, links, walk };
+        if request.marks() {
+            guard.mark(request)?;
+        }
+        write(&mut guard.skel, |state| {
+            state.mark_as = guarded::TRIAL;
+        })?;
+        let process = ask(&mut guard.skel, child.pid)?;
+        drop(resolve);
+        guard.try_on(&child, process, request)?;
         Ok(guard)
+    }
+
+    /// The target is in rodata before the load, so the kernel is asked for it by a load of its own.
+    fn start_plain(
+        object: &'obj mut MaybeUninit<OpenObject>,
+        request: &Request<'_>,
+        child: &Child,
+    ) -> Result<Self> {
+        let (target, process) = {
+            let mut object = MaybeUninit::uninit();
+            let mut open = open(&mut object)?;
+            open.progs.resolve.set_autoload(true);
+            open.maps.marks.set_autocreate(false)?;
+            let mut skel = open.load()?;
+            let _link = attach(&skel.progs.resolve)?;
+            let target = match request.processes.first() {
+                Some(pid) => ask(&mut skel, *pid)?,
+                None => process::default(),
+            };
+            (target, ask(&mut skel, child.pid)?)
+        };
+
+        let mut open = open(object)?;
+        let config = config(&mut open)?;
+        config.floor = request.floor;
+        config.target = target;
+        open.progs.task_setnice.set_autoload(true);
+        open.maps.marks.set_autocreate(false)?;
+        let skel = open.load()?;
+        let links = vec![attach(&skel.progs.task_setnice)?];
+        let mut guard = Self {
+            skel,
+            links,
+            walk: None,
+        };
+        guard.try_on(child, process, request)?;
+        Ok(guard)
+    }
+
+    /// Marks every thread of the processes asked for, and with --tree of their descendants.
+    ///
+    /// A thread that was not marked yet may have started another, or have replaced its leader by
+    /// exec, behind the back of a walk; so the marking ends with a round that found all marked.
+    fn mark(&mut self, request: &Request<'_>) -> Result<()> {
+        write(&mut self.skel, |state| {
+            state.mark_as = guarded::GUARDED;
+            state.tree = request.tree.into();
+        })?;
+        loop {
+            let before = read(&mut self.skel)?.marked;
+            self.guarded_tasks()?;
+            for pid in &request.processes {
+                ask(&mut self.skel, *pid)?;
+            }
+            if read(&mut self.skel)?.marked == before {
+                return write(&mut self.skel, |state| state.tree = 0);
+            }
+        }
+    }
+
+    /// The guarded tasks that have not exited; nothing in the plain case, which needs no walk.
+    pub fn guarded_tasks(&mut self) -> Result<Vec<walked>> {
+        let Some(walk) = &self.walk else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = Vec::new();
+        Iter::new(walk)
+            .map_err(anyhow::Error::from)
+            .and_then(|mut iter| Ok(iter.read_to_end(&mut bytes)?))
+            .context("cannot list the guarded tasks")?;
+        bytes
+            .chunks_exact(size_of::<walked>())
+            .map(|chunk| {
+                let mut task = walked::default();
+                task.copy_from_bytes(chunk)
+                    .map_err(|error| anyhow!("a guarded task was listed wrongly: {error:?}"))?;
+                Ok(task)
+            })
+            .collect()
     }
 
     /// Ends the guard, and says how many requests it refused.
     pub fn end(self) -> Result<u64> {
-        let Self { mut skel, link } = self;
-        drop(link);
-        Ok(snapshot(&mut skel)?.denied)
+        let Self {
+            mut skel, links, ..
+        } = self;
+        drop(links);
+        Ok(read(&mut skel)?.denied)
     }
 
-    /// Proves on the child that the hook fires: it may be given the lowest priority, and none above
-    /// the floor. An earlier guard may refuse that first, so it must have been seen by this one.
-    fn try_on(&mut self, child: &Child, process: process, floor: i32) -> Result<()> {
-        set_trial(&mut self.skel, process)?;
-        setpriority_process(Some(child.pid), LOWEST).context("cannot set a child to nice 19")?;
-        if snapshot(&mut self.skel)?.trial_seen == 0 {
+    /// Proves on the child that the hooks fire.
+    fn try_on(&mut self, child: &Child, process: process, request: &Request<'_>) -> Result<()> {
+        write(&mut self.skel, |state| state.trial = process)?;
+        self.try_nice(child.pid, request.floor)?;
+        if request.marks() && request.children {
+            self.try_nice(child.fork()?, request.floor)
+                .context("a child of a guarded process")?;
+        }
+        write(&mut self.skel, |state| state.trial = process::default())
+    }
+
+    /// The process may be given the lowest priority, and none above the floor. An earlier guard may
+    /// refuse that first, so this one must have seen the call that both allow.
+    fn try_nice(&mut self, pid: Pid, floor: i32) -> Result<()> {
+        let before = read(&mut self.skel)?.trial_seen;
+        setpriority_process(Some(pid), LOWEST).context("cannot set a child to nice 19")?;
+        if read(&mut self.skel)?.trial_seen == before {
             return Err(does_not_fire("task_setnice"));
         }
         if floor > HIGHEST {
-            let refused = setpriority_process(Some(child.pid), floor - 1);
-            let nice = getpriority_process(Some(child.pid));
+            let refused = setpriority_process(Some(pid), floor - 1);
+            let nice = getpriority_process(Some(pid));
             if refused != Err(Errno::PERM) || nice != Ok(LOWEST) {
                 return Err(anyhow!(
                     "nice {} for a guarded child should be EPERM and is {refused:?}",
@@ -89,46 +231,56 @@ impl<'obj> Guard<'obj> {
                 ));
             }
         }
-        set_trial(&mut self.skel, process::default())
+        Ok(())
     }
 }
 
-/// The processes that the kernel knows by `pids`, PIDs of lsm-nice's own namespace.
-///
-/// The kernel looks them up itself, for sched_getscheduler(2), and a program on the hook
-/// task_getscheduler notes what it found.
-fn resolve(pids: &[Pid]) -> Result<Vec<process>> {
+/// The object, with no program chosen yet, and the identity of lsm-nice for those that ask for it.
+fn open(object: &mut MaybeUninit<OpenObject>) -> Result<OpenLsmNiceSkel<'_>> {
+    let mut open = LsmNiceSkelBuilder::default().open(object)?;
+    for mut prog in open.open_object_mut().progs_mut() {
+        prog.set_autoload(false);
+    }
     let pidns = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
-    let mut object = MaybeUninit::uninit();
-    let mut open = LsmNiceSkelBuilder::default().open(&mut object)?;
-    let config = &mut open
-        .maps
-        .rodata_data
-        .as_deref_mut()
-        .context(NO_DATA)?
-        .config;
+    let config = config(&mut open)?;
     config.asker = getpid().as_raw_pid().unsigned_abs();
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
-    open.progs.task_setnice.set_autoload(false);
-    let mut skel = open.load()?;
-    let _link = attach(&skel.progs.resolve)?;
+    Ok(open)
+}
 
-    pids.iter()
-        .map(|pid| {
-            let before = snapshot(&mut skel)?.resolved_count;
-            // SAFETY: takes a number, returns a number.
-            if unsafe { libc::sched_getscheduler(pid.as_raw_pid()) } < 0 {
-                return Err(std::io::Error::last_os_error())
-                    .with_context(|| format!("cannot ask the kernel for process {pid}"));
-            }
-            let state = snapshot(&mut skel)?;
-            if state.resolved_count == before {
-                return Err(does_not_fire("task_getscheduler"));
-            }
-            Ok(state.resolved)
-        })
-        .collect()
+fn config<'a>(open: &'a mut OpenLsmNiceSkel<'_>) -> Result<&'a mut skel::types::config> {
+    let rodata = open.maps.rodata_data.as_deref_mut().context(NO_DATA)?;
+    Ok(&mut rodata.config)
+}
+
+/// The process that the kernel knows by `pid`, a PID of lsm-nice's own namespace (resolve.bpf.c).
+fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
+    let before = read(skel)?.answers;
+    // SAFETY: takes a number, returns a number.
+    if unsafe { libc::sched_getscheduler(pid.as_raw_pid()) } < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::ESRCH) => no_such_process(pid).into(),
+            _ => anyhow!(error).context(format!("cannot ask the kernel for process {pid}")),
+        });
+    }
+    let state = read(skel)?;
+    if state.answers == before {
+        return Err(does_not_fire("task_getscheduler"));
+    }
+    Ok(state.resolved)
+}
+
+/// The cgroup that the kernel has behind a directory (resolve.bpf.c).
+fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_place> {
+    let before = read(skel)?.answers;
+    cgroup.stat()?;
+    let state = read(skel)?;
+    if state.answers == before {
+        return Err(does_not_fire("inode_getattr"));
+    }
+    Ok(state.resolved_cgroup)
 }
 
 fn attach(prog: &ProgramMut<'_>) -> Result<Link> {
@@ -150,15 +302,15 @@ fn does_not_fire(hook: &str) -> anyhow::Error {
 }
 
 /// What the programs have written so far. They may write while this reads.
-fn snapshot(skel: &mut LsmNiceSkel<'_>) -> Result<state> {
+fn read(skel: &mut LsmNiceSkel<'_>) -> Result<state> {
     let bss = skel.maps.bss_data.as_deref_mut().context(NO_DATA)?;
     // SAFETY: a valid reference; the kernel writes whole words, which a volatile copy reads.
     Ok(unsafe { (&raw const bss.state).read_volatile() })
 }
 
-fn set_trial(skel: &mut LsmNiceSkel<'_>, process: process) -> Result<()> {
+/// Tells the programs something. Nothing that they count while a guard stands is written here.
+fn write(skel: &mut LsmNiceSkel<'_>, change: impl FnOnce(&mut state)) -> Result<()> {
     let bss = skel.maps.bss_data.as_deref_mut().context(NO_DATA)?;
-    // SAFETY: a valid reference; volatile, as the kernel reads it from the same page.
-    unsafe { (&raw mut bss.state.trial).write_volatile(process) };
+    change(&mut bss.state);
     Ok(())
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! The process that is guarded, and the wait for its end.
+//! The processes that are guarded.
 
 use std::fmt;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, getpriority_process, pidfd_open};
 
@@ -19,27 +19,13 @@ pub struct Target {
     name: String,
 }
 
-/// Why [`Target::wait`] came back.
-pub enum Ended {
-    Exited,
-    Stopped,
-}
-
 impl Target {
-    /// Opens the process `pid`, or lsm-nice itself.
-    pub fn open(pid: Option<i32>) -> Result<Self> {
-        let own = getpid();
-        let pid = pid.and_then(Pid::from_raw).unwrap_or(own);
+    pub fn open(pid: Pid) -> Result<Self> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| not_opened(pid, error))?;
-        let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         let target = Self {
             pid,
             pidfd,
-            name: if pid == own {
-                format!("lsm-nice itself, process {pid}")
-            } else {
-                format!("process {pid} ({})", printable(comm.trim_ascii_end()))
-            },
+            name: name(pid),
         };
         target.must_run()?;
         Ok(target)
@@ -47,12 +33,16 @@ impl Target {
 
     /// Fails where the process has exited: what was learned by its number may be another's.
     pub fn must_run(&self) -> Result<()> {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let now = Timespec::default();
-        if poll(&mut fds, Some(&now)).context("cannot poll a pidfd")? > 0 {
+        if self.has_exited()? {
             return Err(no_such_process(self.pid).into());
         }
         Ok(())
+    }
+
+    pub fn has_exited(&self) -> Result<bool> {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec::default();
+        Ok(poll(&mut fds, Some(&now)).context("cannot poll a pidfd")? > 0)
     }
 
     /// The lowest nice value among the threads of the process.
@@ -63,31 +53,28 @@ impl Target {
             .filter_map(|tid| getpriority_process(Pid::from_raw(tid)).ok())
             .min()
     }
+}
 
-    /// Blocks until the process has exited or `stop` is written.
-    pub fn wait(&self, stop: &OwnedFd) -> Result<Ended> {
-        let mut fds = [
-            PollFd::new(&self.pidfd, PollFlags::IN),
-            PollFd::new(stop, PollFlags::IN),
-        ];
-        loop {
-            match poll(&mut fds, None) {
-                Err(Errno::INTR) => continue,
-                result => result.context("cannot wait for the end of the guard")?,
-            };
-            if !fds[1].revents().is_empty() {
-                return Ok(Ended::Stopped);
-            }
-            if !fds[0].revents().is_empty() {
-                return Ok(Ended::Exited);
-            }
-        }
+impl AsFd for Target {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
+    }
+}
+
+/// How a process is called in messages.
+pub fn name(pid: Pid) -> String {
+    if pid == getpid() {
+        return format!("lsm-nice itself, process {pid}");
+    }
+    match fs::read(format!("/proc/{pid}/comm")) {
+        Ok(comm) => format!("process {pid} ({})", printable(comm.trim_ascii_end())),
+        Err(_) => format!("process {pid}"),
     }
 }
 
@@ -107,7 +94,7 @@ fn not_opened(pid: Pid, error: Errno) -> anyhow::Error {
     }
 }
 
-fn no_such_process(pid: Pid) -> Failure {
+pub fn no_such_process(pid: Pid) -> Failure {
     Failure::new(
         format!("there is no running process {pid}"),
         "name one that `ps -e` shows, in the PID namespace in which lsm-nice runs",
@@ -130,23 +117,6 @@ pub fn proc_is_ours() -> Result<()> {
         "mount -t proc proc /proc (with unshare: --mount-proc)",
     )
     .into())
-}
-
-/// Readable once SIGINT, SIGTERM or SIGHUP came. A SIGHUP that nohup(1) ignores stays ignored.
-pub fn stop_signal() -> Result<OwnedFd> {
-    let stop = eventfd(0, EventfdFlags::CLOEXEC).context("cannot make an eventfd")?;
-    let fd = stop.try_clone().context("cannot duplicate an eventfd")?;
-    // SAFETY: signal(2) with a disposition of the kernel's own.
-    let hangup = unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
-    ctrlc::set_handler(move || {
-        let _ = rustix::io::write(&stop, &1u64.to_ne_bytes());
-    })
-    .context("cannot handle signals")?;
-    if hangup == libc::SIG_IGN {
-        // SAFETY: as above.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    }
-    Ok(fd)
 }
 
 #[cfg(test)]

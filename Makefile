@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# ARGS and the like are for the recipes here, not for the make of libbpf.
+MAKEOVERRIDES :=
+
+# What lsm-nice gets from `make run`: make run ARGS="--pid 4242"
+ARGS ?=
+# Where `make test-kernels` runs the live tests.
+KERNELS ?= 5.10 6.1 6.12 6.18 newest
+# Percent of the full counts of the heavy tests.
+HEAVY ?= 10
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Looked up when it is used: there may be no Rust yet.
+BIN = $(TARGET)/$(shell rustc --print host-tuple)/release/lsm-nice
+LIVE := $(TARGET)/live
+C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h)
+
+# The recipes share the build and the installation of packages.
+.NOTPARALLEL:
+.PHONY: help setup build run lint live test test-kernels test-heavy fmt clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install what is missing (apt-get; sudo where not root)
+	@tests/setup
+
+build: ## build the static binary
+	@tests/setup build
+	cargo build --release
+
+run: build ## run the main job, here or in a VM; ARGS="--pid 4242" are lsm-nice's
+	@bin=$$(realpath $(BIN)); \
+	sudo=(); [ "$$(id -u)" -eq 0 ] || sudo=(sudo); \
+	if answer=$$("$${sudo[@]}" "$$bin" check 2>&1); then \
+		echo "A guard holds on this machine."; \
+		exec "$${sudo[@]}" $(if $(ARGS),"$$bin" $(ARGS),env "PATH=$${bin%/*}:$$PATH" tests/demo); \
+	fi; \
+	reason=$$(sed -n 's/^[a-z-]* *FAILED *//p' <<<"$$answer" | head -n 1); \
+	echo "A guard cannot hold on this machine ($${reason:-$$answer}): booting a throw-away VM."; \
+	tests/setup vm; \
+	exec tests/vm --bin "$$bin" --bin tests/demo --env LSM_NICE_VM=1 -- demo $(ARGS)
+
+lint:
+	@tests/setup
+	cargo fmt --check
+	clang-format --dry-run -Werror $(C_FILES)
+	cargo clippy --all-targets -- -D warnings
+
+live: build
+	@exe=$$(cargo test --release --test live --no-run --message-format=json-render-diagnostics | \
+		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
+	[ -n "$$exe" ] || { echo "make live: cargo named no executable of the live tests" >&2; exit 1; }; \
+	cp "$$exe" $(LIVE)
+
+test: lint live ## format, clippy, unit and command-line tests, live tests in a VM
+	cargo test
+	LIVE_HEAVY=$(HEAVY) tests/kernels $(BIN) $(LIVE) 6.12
+
+test-kernels: setup live ## the live tests on every kernel of KERNELS, and without bpf in lsm=
+	@LIVE_HEAVY=$(HEAVY) tests/kernels $(BIN) $(LIVE) $(KERNELS) 6.12:refusals 5.10:refusals
+
+test-heavy: setup live ## the live tests on 6.12 with the full counts
+	@LIVE_HEAVY=100 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
+
+fmt: ## format the Rust and C sources
+	cargo fmt
+	clang-format -i $(C_FILES)
+
+clean: ## remove what was built (not the kernels in ~/.cache/lsm-nice)
+	cargo clean
+	rm -f $(LIVE)
+	rm -rf $(TARGET)/live-logs

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+
+/* The PID of @p's process in the PID namespace of the caller, or 0. */
+static __always_inline int local_pid(struct task_struct *p)
+{
+	struct pid *pid = p->group_leader->thread_pid;
+	struct pid *own = bpf_get_current_task_btf()->thread_pid;
+	int nr = 0;
+
+	/* a task that is reaped has none */
+	if (pid)
+		bpf_core_read(&nr, sizeof(nr), &pid->numbers[own->level].nr);
+	return nr;
+}
+
+/* Marks @p where its process, or with state.tree its parent, is marked. */
+static __always_inline bool marked(struct task_struct *p)
+{
+	struct mark *its;
+
+	if (!config.marks)
+		return false;
+	if (mark_of(p))
+		return true;
+	its = mark_of(p->group_leader);
+	if (!its && state.tree)
+		its = mark_of(p->real_parent);
+	if (!its || !mark(p, its))
+		return false;
+	state.marked++;
+	return true;
+}
+
+/*
+ * Every task in the PID namespace of lsm-nice, each time that it reads the
+ * iterator: marks what belongs to the marked, and writes out who is guarded.
+ */
+SEC("iter/task")
+int walk(struct bpf_iter__task *ctx)
+{
+	struct task_struct *p = ctx->task;
+	struct walked out = {};
+
+	if (!p)
+		return 0;
+	out.marked = marked(p);
+	if (p->exit_state || guarded(p) != GUARDED)
+		return 0;
+	out.process.start = p->group_leader->start_boottime;
+	out.process.tgid = p->tgid;
+	out.pid = local_pid(p);
+	out.nice = p->static_prio - DEFAULT_PRIO;
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
