@@ -1,1 +1,102 @@
-fn main() {}
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! What lsm-nice promises, tried as root on a real kernel: `tests/vm ... -- live`.
+//!
+//! Environment: LIVE_SUITE is `guard` (the default: a kernel on which a guard must hold) or
+//! `refusals` (a kernel booted without bpf in `lsm=`); LIVE_HEAVY is the share of the heavy tests'
+//! rounds that are run, in percent.
+
+// Calls the functions that are named, as tests of those names. One that is not named is dead code,
+// which the compiler reports.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        pub fn tests() -> Vec<libtest_mimic::Trial> {
+            vec![$(libtest_mimic::Trial::test(stringify!($name), || {
+                $name();
+                Ok(())
+            })),*]
+        }
+    };
+}
+
+mod agent;
+mod bpf;
+mod check;
+mod ends;
+mod helpers;
+mod namespaces;
+mod nice;
+mod refusals;
+mod starts;
+mod targets;
+
+use std::env;
+use std::fs;
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if env::args().nth(1).as_deref() == Some("agent") {
+        agent::serve();
+    }
+    let mut args = Arguments::from_args();
+    let suite = match env::var("LIVE_SUITE").as_deref() {
+        Ok("guard") | Err(env::VarError::NotPresent) => [
+            ("nice", nice::tests()),
+            ("targets", targets::tests()),
+            ("namespaces", namespaces::tests()),
+            ("ends", ends::tests()),
+            ("starts", starts::tests()),
+            ("check", check::tests()),
+        ]
+        .into_iter()
+        .flat_map(of_kind)
+        .collect(),
+        Ok("refusals") => of_kind(("refusals", refusals::tests())),
+        other => return fail(&format!("LIVE_SUITE is guard or refusals, not {other:?}")),
+    };
+    if !args.list {
+        if let Err(why) = in_the_vm() {
+            return fail(&format!("{why}: run the live tests with `make test`"));
+        }
+        // SAFETY: signal(2) with a disposition of the kernel's own. A shell without job control
+        // starts what runs in the background with SIGINT ignored, which lsm-nice would inherit.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+    }
+    // The tests share one kernel, and the programs on its hooks.
+    args.test_threads = Some(1);
+    libtest_mimic::run(&args, suite).exit_code()
+}
+
+fn of_kind((kind, tests): (&str, Vec<Trial>)) -> Vec<Trial> {
+    tests.into_iter().map(|test| test.with_kind(kind)).collect()
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("live: {why}");
+    ExitCode::FAILURE
+}
+
+/// The tests change what runs on the machine, and mount and unmount: a throw-away VM alone takes
+/// that. Fails too where the tools are not the ones that users have.
+fn in_the_vm() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("not root".into());
+    }
+    let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if hostname.trim() != "lsm-nice-vm" {
+        return Err(format!(
+            "{:?} is not the VM of tests/vm (hostname lsm-nice-vm)",
+            hostname.trim()
+        ));
+    }
+    let version = Command::new("renice").arg("--version").output();
+    if !version.is_ok_and(|output| output.stdout.windows(10).any(|part| part == b"util-linux")) {
+        return Err("renice is not util-linux's".into());
+    }
+    Command::new("lsm-nice")
+        .arg("--version")
+        .output()
+        .map(|_| ())
+        .map_err(|error| format!("cannot run lsm-nice: {error}"))
+}

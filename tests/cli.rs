@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! The command line, as any user on any machine has it: nothing here needs root or BPF.
+
+use std::process::{Command, Output};
+
+fn lsm_nice(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lsm-nice"))
+        .args(args)
+        .output()
+        .expect("cannot run lsm-nice")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Wrong usage: exit status 2, and an error that says what is wrong.
+#[track_caller]
+fn is_wrong_usage(args: &[&str], named: &str) {
+    let output = lsm_nice(args);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+    assert!(
+        error.starts_with("lsm-nice: error:") && error.contains(named),
+        "{args:?}: {error}"
+    );
+    assert_eq!(text(&output.stdout), "", "{args:?}");
+}
+
+#[test]
+fn help_names_every_option_and_the_exit_statuses() {
+    let output = lsm_nice(&["--help"]);
+    let help = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stderr), "");
+    for part in [
+        "check",
+        "-p, --pid",
+        "-n, --floor",
+        "-20 to 19",
+        "-v, --verbose",
+        "-h, --help",
+        "-V, --version",
+        "Exit status: 0",
+    ] {
+        assert!(help.contains(part), "no {part:?} in\n{help}");
+    }
+}
+
+#[test]
+fn short_help_works() {
+    let output = lsm_nice(&["-h"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("Usage: lsm-nice"));
+}
+
+#[test]
+fn help_of_check_names_json() {
+    let output = lsm_nice(&["check", "--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("--json"));
+}
+
+#[test]
+fn version_names_libbpf_too() {
+    for option in ["--version", "-V"] {
+        let output = lsm_nice(&[option]);
+        assert_eq!(output.status.code(), Some(0));
+        let version = text(&output.stdout);
+        let libbpf = version
+            .strip_prefix(concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), " (libbpf "))
+            .and_then(|rest| rest.strip_suffix(")\n"))
+            .unwrap_or_else(|| panic!("{version:?}"));
+        let numbers: Vec<_> = libbpf.split('.').map(str::parse::<u32>).collect();
+        assert!(
+            numbers.len() == 2 && numbers.iter().all(Result::is_ok),
+            "{version:?}"
+        );
+    }
+}
+
+#[test]
+fn a_pid_that_no_process_can_have_is_wrong_usage() {
+    for pid in ["0", "-1", "abc", "99999999999", "", "1.5"] {
+        is_wrong_usage(&["--pid", pid], "--pid");
+        is_wrong_usage(&["-p", pid], "--pid");
+    }
+    is_wrong_usage(&["--pid"], "--pid");
+}
+
+#[test]
+fn a_floor_out_of_range_is_wrong_usage() {
+    for floor in ["20", "-21", "x", "99999999999", ""] {
+        is_wrong_usage(&["--floor", floor], "--floor");
+        is_wrong_usage(&["-n", floor], "--floor");
+    }
+    is_wrong_usage(&["--floor"], "--floor");
+}
+
+#[test]
+fn a_negative_floor_is_no_option() {
+    // PID_MAX_LIMIT is far lower: nobody has this PID, so that no guard can start.
+    for floor in [
+        ["--floor", "-5"].as_slice(),
+        &["--floor=-20"],
+        &["-n", "-5"],
+        &["-n-5"],
+    ] {
+        let output = lsm_nice(&[floor, &["--pid", "2147483647"]].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{floor:?}: {error}");
+        assert!(error.contains("2147483647"), "{floor:?}: {error}");
+    }
+}
+
+#[test]
+fn what_lsm_nice_does_not_know_is_wrong_usage() {
+    is_wrong_usage(&["--no-such-option"], "--no-such-option");
+    is_wrong_usage(&["-x"], "-x");
+    is_wrong_usage(&["no-such-command"], "no-such-command");
+    is_wrong_usage(&["4242"], "4242");
+    is_wrong_usage(&["-10"], "-1");
+    is_wrong_usage(&["--json"], "--json");
+}
+
+#[test]
+fn check_takes_no_stray_arguments() {
+    is_wrong_usage(&["check", "stray"], "stray");
+    is_wrong_usage(&["check", "--floor", "1"], "--floor");
+    is_wrong_usage(&["check", "--pid", "1"], "--pid");
+    is_wrong_usage(&["--floor", "1", "check"], "check");
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! `lsm-nice check` where a guard holds.
+
+use serde_json::Value;
+
+use crate::helpers::{Lsm, Report, mount_securityfs, securityfs_is_mounted, unmount_securityfs};
+
+tests!(
+    check_passes_with_a_row_for_each_requirement,
+    check_speaks_json,
+    check_mounts_securityfs,
+    check_names_what_a_restricted_root_lacks,
+);
+
+pub const REQUIREMENTS: [&str; 8] = [
+    "kernel",
+    "bpf-lsm",
+    "btf",
+    "securityfs",
+    "lsm-list",
+    "capabilities",
+    "hook",
+    "trial",
+];
+
+/// The rows of `check --json`.
+#[track_caller]
+pub fn rows(report: &Report) -> Vec<Value> {
+    let rows: Vec<Value> = report
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}\n{report}")))
+        .collect();
+    let names: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row["requirement"].as_str())
+        .collect();
+    assert_eq!(names, REQUIREMENTS, "{report}");
+    for row in &rows {
+        let mut keys: Vec<_> = row.as_object().expect("an object").keys().collect();
+        keys.sort();
+        assert_eq!(keys, ["detail", "fix", "ok", "requirement"], "{report}");
+        assert!(
+            row["ok"].is_boolean() && row["detail"].is_string(),
+            "{report}"
+        );
+        assert!(row["fix"].is_null() || row["fix"].is_string(), "{report}");
+    }
+    rows
+}
+
+fn check_passes_with_a_row_for_each_requirement() {
+    let report = Lsm::run("check");
+    report.exited(0);
+    assert_eq!(report.stderr, "", "{report}");
+    let rows: Vec<Vec<_>> = report
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().take(2).collect())
+        .collect();
+    let expected: Vec<_> = REQUIREMENTS.iter().map(|name| vec![*name, "ok"]).collect();
+    assert_eq!(rows, expected, "{report}");
+}
+
+fn check_speaks_json() {
+    let report = Lsm::run("check --json");
+    report.exited(0);
+    for row in rows(&report) {
+        assert!(row["ok"] == true && row["fix"].is_null(), "{report}");
+    }
+}
+
+fn check_mounts_securityfs() {
+    unmount_securityfs();
+    Lsm::run("check").exited(0);
+    assert!(securityfs_is_mounted());
+    mount_securityfs();
+}
+
+fn check_names_what_a_restricted_root_lacks() {
+    let report = Lsm::run_in(
+        &["setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin"],
+        "check --json",
+    );
+    report.exited(1);
+    let failed: Vec<_> = rows(&report)
+        .into_iter()
+        .filter(|row| row["ok"] == false)
+        .collect();
+    assert_eq!(failed.len(), 2, "{report}");
+    assert_eq!(failed[0]["requirement"], "capabilities", "{report}");
+    assert_eq!(failed[1]["requirement"], "trial", "{report}");
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! How a guard ends, and what is left of it.
+
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::agent::Agent;
+use crate::bpf::Loaded;
+use crate::helpers::{Lsm, accepts, eventually, heavy, refuses, renice, status_field};
+
+tests!(
+    sigint_ends_the_guard_and_gives_the_right_back,
+    sigterm_ends_the_guard_and_gives_the_right_back,
+    sighup_ends_the_guard_and_gives_the_right_back,
+    kill_9_ends_the_guard_and_gives_the_right_back,
+    under_nohup_a_guard_outlives_sighup,
+    the_end_of_the_process_ends_the_guard,
+    the_trial_is_not_counted,
+    starts_and_stops_leave_nothing_in_the_kernel,
+);
+
+fn ended_by(signal: Signal) {
+    let target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    refuses(target.pid, -10);
+    refuses(target.pid, -1);
+    accepts(target.pid, 5);
+    renice(-20, target.pid).exited(1);
+    lsm.signal(signal);
+    lsm.wait().exited(0).counted(3);
+    renice(-10, target.pid).exited(0);
+    accepts(target.pid, -20);
+}
+
+fn sigint_ends_the_guard_and_gives_the_right_back() {
+    ended_by(Signal::INT);
+}
+
+fn sigterm_ends_the_guard_and_gives_the_right_back() {
+    ended_by(Signal::TERM);
+}
+
+fn sighup_ends_the_guard_and_gives_the_right_back() {
+    ended_by(Signal::HUP);
+}
+
+fn kill_9_ends_the_guard_and_gives_the_right_back() {
+    let target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    refuses(target.pid, -10);
+    lsm.kill();
+    accepts(target.pid, -10);
+}
+
+fn under_nohup_a_guard_outlives_sighup() {
+    let target = Agent::start();
+    // As nohup(1) does.
+    let nohup = ["sh", "-c", r#"trap '' HUP; exec "$@""#, "sh"];
+    let mut lsm = Lsm::start_in(&nohup, &format!("--pid {}", target.pid));
+    let ignored = status_field(lsm.pid(), "SigIgn").expect("the signals that are ignored");
+    let ignored = u64::from_str_radix(&ignored, 16).expect("a mask");
+    assert_ne!(
+        ignored & 1 << (libc::SIGHUP - 1),
+        0,
+        "SIGHUP is not ignored"
+    );
+    lsm.signal(Signal::HUP);
+    refuses(target.pid, -10);
+    lsm.must_still_guard();
+    lsm.end().counted(1);
+}
+
+fn the_end_of_the_process_ends_the_guard() {
+    let target = Agent::start();
+    let pid = target.pid;
+    let lsm = Lsm::start(&format!("--pid {pid}"));
+    refuses(pid, -10);
+    target.quit();
+    lsm.wait()
+        .exited(0)
+        .says(&format!("process {pid} (live) has exited"))
+        .counted(1);
+}
+
+fn the_trial_is_not_counted() {
+    let target = Agent::start();
+    for floor in [-20, 0, 19] {
+        let lsm = Lsm::start(&format!("--pid {} -n {floor}", target.pid));
+        lsm.end().counted(0);
+    }
+}
+
+fn starts_and_stops_leave_nothing_in_the_kernel() {
+    let target = Agent::start();
+    let before = Loaded::now();
+    for round in 0..heavy(1000) {
+        let options = format!("--pid {}", target.pid);
+        match round % 4 {
+            0 | 1 => drop(Lsm::start(&options).end()),
+            2 => Lsm::start(&options).kill(),
+            _ => {
+                // At any point of its start, a later one each time.
+                let lsm = Lsm::spawn(&[], &options);
+                thread::sleep(Duration::from_millis(round as u64 % 150));
+                lsm.kill();
+            }
+        }
+    }
+    // The kernel frees some objects only after a grace period.
+    let mut after = Loaded::now();
+    eventually(|| {
+        after = Loaded::now();
+        (after == before).then_some(())
+    });
+    assert_eq!(after, before);
+    accepts(target.pid, -10);
+}

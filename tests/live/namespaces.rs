@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! A guard from inside a container, whose PIDs and clocks are its own.
+
+use std::fs;
+
+use crate::agent::Agent;
+use crate::helpers::{Lsm, accepts, child_of, refuses, run, status_field};
+
+tests!(
+    a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not,
+    a_process_of_an_inner_namespace_is_guarded_from_outside,
+    lsm_nice_in_a_pid_namespace_guards_itself,
+    another_namespaces_proc_is_refused_with_the_fix,
+    a_guard_from_inside_a_time_namespace_holds,
+    a_target_inside_a_time_namespace_is_guarded,
+);
+
+const CONTAINER: [&str; 4] = ["unshare", "--pid", "--fork", "--mount-proc"];
+const SHIFTED: [&str; 5] = ["unshare", "-T", "--boottime", "1000000", "--fork"];
+
+/// The PID that a process has here, by the one that it has in an inner namespace.
+fn outer(inner: i32) -> i32 {
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .find(|&pid: &i32| {
+            status_field(pid, "NSpid").is_some_and(|pids| {
+                let pids: Vec<_> = pids.split_whitespace().collect();
+                pids.len() > 1 && pids.last() == Some(&inner.to_string().as_str())
+            })
+        })
+        .unwrap_or_else(|| panic!("nobody has PID {inner} in an inner namespace"))
+}
+
+fn a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not() {
+    let mut container = Agent::forked_by(&CONTAINER);
+    let namesake = Agent::start();
+    let inner = namesake.pid;
+    assert_eq!(container.call(&format!("clone {inner}")), Ok(()));
+    let target = outer(inner);
+    assert_ne!(target, inner);
+
+    let init = container.pid.to_string();
+    let enter = ["nsenter", "--target", &init, "--pid", "--mount"];
+    let lsm = Lsm::start_in(&enter, &format!("--pid {inner}"));
+    refuses(target, -10);
+    accepts(target, 10);
+    let renice = ["renice", "-n", "-10", "-p", &inner.to_string()];
+    run(enter[0], &[&enter[1..], &renice].concat())
+        .exited(1)
+        .says("Operation not permitted");
+    accepts(inner, -10);
+    assert!(
+        lsm.stderr().contains(&format!("guarding process {inner} ")),
+        "the PID of the inner namespace was expected: {}",
+        lsm.stderr()
+    );
+    lsm.end().counted(2);
+    accepts(target, -10);
+}
+
+fn a_process_of_an_inner_namespace_is_guarded_from_outside() {
+    let mut container = Agent::forked_by(&CONTAINER);
+    let lsm = Lsm::start(&format!("--pid {}", container.pid));
+    refuses(container.pid, -10);
+    assert!(container.call("nice -1").is_err());
+    lsm.end().counted(2);
+}
+
+fn lsm_nice_in_a_pid_namespace_guards_itself() {
+    let lsm = Lsm::start_in(&CONTAINER, "");
+    let init = lsm.pid();
+    assert!(lsm.stderr().contains("process 1:"), "{}", lsm.stderr());
+    refuses(init, -10);
+    accepts(init, 10);
+    lsm.end().counted(1);
+}
+
+fn another_namespaces_proc_is_refused_with_the_fix() {
+    let target = Agent::start();
+    Lsm::run_in(
+        &["unshare", "--pid", "--fork"],
+        &format!("--pid {}", target.pid),
+    )
+    .refused_to_start()
+    .says("/proc does not show the PID namespace")
+    .says("fix: mount -t proc proc /proc");
+    accepts(target.pid, -10);
+}
+
+fn a_guard_from_inside_a_time_namespace_holds() {
+    let target = Agent::start();
+    let lsm = Lsm::start_in(&SHIFTED, &format!("--pid {}", target.pid));
+    refuses(target.pid, -10);
+    accepts(target.pid, 10);
+    lsm.end().counted(1);
+}
+
+fn a_target_inside_a_time_namespace_is_guarded() {
+    let target = Agent::forked_by(&SHIFTED);
+    assert_eq!(
+        status_field(target.pid, "PPid").map(|parent| child_of(parent.parse().expect("a PID"))),
+        Some(target.pid)
+    );
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    refuses(target.pid, -10);
+    accepts(target.pid, 10);
+    lsm.end().counted(1);
+}
