@@ -2,7 +2,9 @@
 //! A process that does what it is told: this binary again, as `live agent`. It takes commands on
 //! stdin, one a line, and answers each with a number, an errno where something can fail.
 
+use std::fs::File;
 use std::io::{self, BufRead, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -115,11 +117,12 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        // One that is stuck is a failure elsewhere; it must not stay and disturb the next test.
-        if eventually(|| self.child.try_wait().ok().flatten()).is_none() {
+        let ended = eventually(|| self.child.try_wait().ok().flatten()).is_some();
+        if !ended {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+        assert!(ended || thread::panicking(), "an agent is stuck");
     }
 }
 
@@ -140,10 +143,16 @@ pub fn act(command: &str) -> ! {
 /// The life of an agent.
 pub fn serve() -> ! {
     answer(READY);
-    obey(io::stdin().lock());
+    obey(commands());
     // Without exit handlers: the leader may be gone.
     // SAFETY: ends the process.
     unsafe { libc::_exit(0) }
+}
+
+/// Not std's stdin: a thread that exits keeps the lock on it.
+fn commands() -> impl BufRead {
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    io::BufReader::new(File::from(stdin.expect("a stdin")))
 }
 
 fn obey(commands: impl BufRead) {
@@ -240,7 +249,7 @@ fn exec_in_thread() -> ! {
 fn leave() -> ! {
     thread::spawn(|| {
         answer(0);
-        obey(io::BufReader::new(io::stdin()));
+        obey(commands());
         // SAFETY: ends the process.
         unsafe { libc::_exit(0) }
     });
