@@ -177,7 +177,9 @@ impl Lsm {
 
     /// On a kernel that can guard a single process alone, the options say that this is wanted.
     pub fn spawn(wrapper: &[&str], options: &str) -> Self {
-        let plain = !has_task_storage() && !options.starts_with("check");
+        let plain = !has_task_storage()
+            && !options.starts_with("check")
+            && !options.contains("--no-children");
         let words: Vec<_> = wrapper
             .iter()
             .copied()

@@ -74,8 +74,11 @@ fn main() -> ExitCode {
             return fail(&format!("{why}: run the live tests with `make test`"));
         }
         // SAFETY: signal(2) with a disposition of the kernel's own. A shell without job control
-        // starts what runs in the background with SIGINT ignored, which lsm-nice would inherit.
-        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        // starts what runs in the background with these ignored, which lsm-nice would inherit.
+        unsafe {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+        }
     }
     // The tests share one kernel, and the programs on its hooks.
     args.test_threads = Some(1);

@@ -200,6 +200,8 @@ fn a_traced_process_is_not_of_the_tree() {
     accepts(traced.pid, -1);
     accepts(traced.child("fork"), -1);
     lsm.end().counted(1);
+    // A process is not reaped by its parent before its tracer has seen it end.
+    tracer.quit();
 }
 
 fn tree_needs_a_pid() {
