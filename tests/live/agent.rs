@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::helpers::{self, eventually};
+use crate::kin;
 
 /// An agent that runs until it is dropped.
 pub struct Agent {
@@ -91,6 +92,14 @@ impl Agent {
         }
     }
 
+    /// Makes a process as `command` says, and returns its PID.
+    #[track_caller]
+    pub fn child(&mut self, command: &str) -> i32 {
+        let pid = self.ask(command);
+        assert!(pid > 0, "the agent's {command} failed: errno {}", -pid);
+        pid
+    }
+
     /// Starts a thread, and returns its TID.
     pub fn thread(&mut self) -> i32 {
         self.ask("thread")
@@ -118,12 +127,18 @@ impl Drop for Agent {
 }
 
 /// By its path, so that the process has its name.
-fn this_binary() -> Command {
+pub fn this_binary() -> Command {
     Command::new(std::env::current_exe().expect("the path of live"))
 }
 
 /// What an agent says when it waits for its first command.
 const READY: i32 = 1_000_000;
+
+/// Obeys one command, and answers.
+pub fn act(command: &str) -> ! {
+    obey(command.as_bytes());
+    std::process::exit(0)
+}
 
 /// The life of an agent.
 pub fn serve() -> ! {
@@ -160,7 +175,7 @@ fn obey(commands: impl BufRead) {
             "clone" => clone_as(number(1)).map_or_else(Errno::raw_os_error, |_| 0),
             "exec" => exec_in_thread(),
             "leave" => leave(),
-            other => panic!("an agent does not know {other:?}"),
+            _ => kin::obey(&words),
         });
     }
 }
@@ -170,7 +185,7 @@ fn answer(number: i32) {
     writeln!(out, "{number}").expect("somebody who listens");
 }
 
-fn errno(returned: i32) -> i32 {
+pub fn errno(returned: i32) -> i32 {
     match returned {
         -1 => io::Error::last_os_error().raw_os_error().unwrap_or(-1),
         _ => 0,

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use libbpf_rs::MapType;
 use libbpf_rs::query::{BtfInfoIter, LinkInfoIter, MapInfoIter, ProgInfoIter};
 use libbpf_sys::{BPF_LSM_MAC, BPF_PROG_TYPE_LSM};
 
@@ -122,4 +123,51 @@ impl Loaded {
 /// Whether a program of this name is loaded.
 pub fn is_loaded(name: &str) -> bool {
     ProgInfoIter::default().any(|program| program.name == name)
+}
+
+/// What the kernel holds, by name.
+pub struct Present {
+    pub programs: Vec<String>,
+    /// The programs that have a link, so that they are called.
+    pub attached: Vec<String>,
+    pub task_storages: usize,
+}
+
+impl Present {
+    pub fn now() -> Self {
+        let programs: Vec<_> = ProgInfoIter::default()
+            .map(|program| (program.id, program.name.to_string_lossy().into_owned()))
+            .collect();
+        let attached = LinkInfoIter::default().filter_map(|link| {
+            let (_, name) = programs.iter().find(|(id, _)| *id == link.prog_id)?;
+            Some(name.clone())
+        });
+        let storages = MapInfoIter::default().filter(|map| map.ty == MapType::TaskStorage);
+        Self {
+            attached: sorted(attached.collect()),
+            task_storages: storages.count(),
+            programs: sorted(programs.iter().map(|(_, name)| name.clone()).collect()),
+        }
+    }
+
+    /// What is here beyond what was before.
+    pub fn without(mut self, before: &Self) -> Self {
+        for (now, before) in [
+            (&mut self.programs, &before.programs),
+            (&mut self.attached, &before.attached),
+        ] {
+            for name in before {
+                if let Some(at) = now.iter().position(|present| present == name) {
+                    now.remove(at);
+                }
+            }
+        }
+        self.task_storages -= before.task_storages;
+        self
+    }
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
 }

@@ -12,7 +12,7 @@ tests!(
     check_names_what_a_restricted_root_lacks,
 );
 
-pub const REQUIREMENTS: [&str; 8] = [
+pub const REQUIREMENTS: [&str; 9] = [
     "kernel",
     "bpf-lsm",
     "btf",
@@ -20,6 +20,7 @@ pub const REQUIREMENTS: [&str; 8] = [
     "lsm-list",
     "capabilities",
     "hook",
+    "children",
     "trial",
 ];
 

@@ -75,7 +75,7 @@ fn under_nohup_a_guard_outlives_sighup() {
 fn the_end_of_the_process_ends_the_guard() {
     let target = Agent::start();
     let pid = target.pid;
-    let lsm = Lsm::start(&format!("--pid {pid}"));
+    let lsm = Lsm::start(&format!("--pid {pid} --no-children"));
     refuses(pid, -10);
     target.quit();
     lsm.wait()

@@ -175,20 +175,32 @@ impl Lsm {
         Self::spawn(wrapper, options).wait()
     }
 
-    /// Every lsm-nice of these tests is started here.
+    /// On a kernel that can guard a single process alone, the options say that this is wanted.
     pub fn spawn(wrapper: &[&str], options: &str) -> Self {
+        let plain = !has_task_storage()
+            && !options.starts_with("check")
+            && !options.contains("--no-children");
         let words: Vec<_> = wrapper
             .iter()
             .copied()
             .chain(["lsm-nice"])
+            .chain(plain.then_some("--no-children"))
             .chain(options.split_whitespace())
             .collect();
+        Self::launch(&words, |_| {})
+    }
+
+    /// Every lsm-nice of these tests is started here, as `change` wants it.
+    pub fn launch(words: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let (stdout, stderr) = (Capture::new(), Capture::new());
-        let child = Command::new(words[0])
+        let mut command = Command::new(words[0]);
+        command
             .args(&words[1..])
             .env_remove("NOTIFY_SOCKET")
             .stdout(stdout.writer())
-            .stderr(stderr.writer())
+            .stderr(stderr.writer());
+        change(&mut command);
+        let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {words:?}: {error}"));
         Self {
@@ -200,8 +212,16 @@ impl Lsm {
         }
     }
 
+    /// A guard that stands, of `lsm-nice OPTIONS -- COMMAND`.
     #[track_caller]
-    fn must_guard(&mut self) {
+    pub fn command(words: &[&str]) -> Self {
+        let mut lsm = Self::launch(&[&["lsm-nice"], words].concat(), |_| {});
+        lsm.must_guard();
+        lsm
+    }
+
+    #[track_caller]
+    pub fn must_guard(&mut self) {
         let stands = eventually(|| {
             let ended = self.child.try_wait().expect("a child").is_some();
             let stands = self
@@ -358,7 +378,7 @@ pub fn refuses(number: i32, nice: i32) {
 }
 
 /// The children of a process. A process that ends meanwhile has none.
-fn children(pid: i32) -> Vec<i32> {
+pub fn children(pid: i32) -> Vec<i32> {
     fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten()
@@ -371,7 +391,7 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-fn descendants(pid: i32) -> Vec<i32> {
+pub fn descendants(pid: i32) -> Vec<i32> {
     children(pid)
         .into_iter()
         .flat_map(|child| [descendants(child), vec![child]].concat())
@@ -407,6 +427,16 @@ pub fn status_field(pid: i32, field: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     Some(line.trim().to_string())
+}
+
+/// Whether this kernel can mark tasks, which every guard but that of a single process needs.
+pub fn has_task_storage() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().expect("the version of a kernel"));
+    (numbers.next(), numbers.next()) >= (Some(5), Some(13))
 }
 
 const SECURITYFS: &str = "/sys/kernel/security";

@@ -20,14 +20,21 @@ macro_rules! tests {
 
 mod agent;
 mod bpf;
+mod cgroups;
 mod check;
+mod commands;
 mod ends;
 mod helpers;
+mod inherit;
+mod kin;
 mod namespaces;
 mod nice;
+mod old;
 mod refusals;
 mod starts;
+mod storm;
 mod targets;
+mod trees;
 
 use std::env;
 use std::fs;
@@ -36,8 +43,14 @@ use std::process::{Command, ExitCode};
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    if env::args().nth(1).as_deref() == Some("agent") {
-        agent::serve();
+    let words: Vec<_> = env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        Some("agent") => agent::serve(),
+        Some("act") => agent::act(&words[1..].join(" ")),
+        Some("again") => kin::exec_again(),
+        Some("storm") => storm::rage(),
+        Some("leaf") => storm::leaf(),
+        _ => {}
     }
     let mut args = Arguments::from_args();
     let suite = match env::var("LIVE_SUITE").as_deref() {
@@ -51,6 +64,7 @@ fn main() -> ExitCode {
         ]
         .into_iter()
         .flat_map(of_kind)
+        .chain(of_kernels())
         .collect(),
         Ok("refusals") => of_kind(("refusals", refusals::tests())),
         other => return fail(&format!("LIVE_SUITE is guard or refusals, not {other:?}")),
@@ -60,8 +74,11 @@ fn main() -> ExitCode {
             return fail(&format!("{why}: run the live tests with `make test`"));
         }
         // SAFETY: signal(2) with a disposition of the kernel's own. A shell without job control
-        // starts what runs in the background with SIGINT ignored, which lsm-nice would inherit.
-        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        // starts what runs in the background with these ignored, which lsm-nice would inherit.
+        unsafe {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+        }
     }
     // The tests share one kernel, and the programs on its hooks.
     args.test_threads = Some(1);
@@ -70,6 +87,26 @@ fn main() -> ExitCode {
 
 fn of_kind((kind, tests): (&str, Vec<Trial>)) -> Vec<Trial> {
     tests.into_iter().map(|test| test.with_kind(kind)).collect()
+}
+
+/// What needs marks is ignored where the kernel has none, and how that is refused elsewhere.
+fn of_kernels() -> Vec<Trial> {
+    let marks = helpers::has_task_storage();
+    [
+        (marks, ("commands", commands::tests())),
+        (marks, ("trees", trees::tests())),
+        (marks, ("inherit", inherit::tests())),
+        (marks, ("cgroups", cgroups::tests())),
+        (marks, ("storm", storm::tests())),
+        (!marks, ("old", old::tests())),
+    ]
+    .into_iter()
+    .flat_map(|(here, tests)| {
+        of_kind(tests)
+            .into_iter()
+            .map(move |test| test.with_ignored_flag(!here))
+    })
+    .collect()
 }
 
 fn fail(why: &str) -> ExitCode {

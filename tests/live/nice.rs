@@ -27,7 +27,7 @@ tests!(
     a_thread_that_execs_stays_guarded,
     a_process_whose_leader_has_exited_is_guarded,
     an_unguarded_process_is_untouched,
-    a_child_of_a_guarded_process_is_not_guarded,
+    with_no_children_a_child_is_not_guarded,
     floor_minus_20_refuses_nothing,
     floor_minus_5_holds,
     floor_0_holds_and_is_the_default,
@@ -226,10 +226,10 @@ fn an_unguarded_process_is_untouched() {
     lsm.end().counted(0);
 }
 
-fn a_child_of_a_guarded_process_is_not_guarded() {
+fn with_no_children_a_child_is_not_guarded() {
     const CHILD: i32 = 30_000;
     let mut target = Agent::start();
-    let _lsm = Lsm::start(&format!("--pid {}", target.pid));
+    let _lsm = Lsm::start(&format!("--pid {} --no-children", target.pid));
     assert_eq!(target.call(&format!("clone {CHILD}")), Ok(()));
     accepts(CHILD, -10);
     run("kill", &["-9", &CHILD.to_string()]).exited(0);

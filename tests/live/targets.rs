@@ -31,7 +31,7 @@ fn without_arguments_lsm_nice_guards_itself() {
 
 fn the_process_that_starts_a_guard_may_be_guarded() {
     let own = std::process::id().cast_signed();
-    let outer = Lsm::start(&format!("--pid {own}"));
+    let outer = Lsm::start(&format!("--pid {own} --no-children"));
     let target = Agent::start();
     let inner = Lsm::start(&format!("--pid {}", target.pid));
     refuses(target.pid, -1);
