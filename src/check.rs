@@ -70,7 +70,7 @@ pub fn run(json: bool) -> Result<ExitCode> {
 
     for rule in &RULES {
         let finding = try_doors(rules::doors(&[rule]), children).map_err(in_words);
-        print_row(&format!("rule {}", rule.name), &finding, json)?;
+        print_row(&format!("rule-{}", rule.name), &finding, json)?;
     }
     let doors = rules::doors(&Vec::from_iter(&RULES));
     let usable = doors
