@@ -64,6 +64,24 @@ static __always_inline bool in_cgroup(struct task_struct *p)
 	return id == state.cgroup.id;
 }
 
+/*
+ * What a new task inherits, where it is not to be seen on the task itself yet:
+ * its creator was marked after it was made, or it has not been put into its
+ * cgroup. The creator is the leader of a new thread, and mostly the parent of a
+ * new process.
+ */
+static __always_inline struct mark *mark_to_come(struct task_struct *p)
+{
+	if (p->pid != p->tgid)
+		return mark_of(p->group_leader);
+	return config.children ? mark_of(p->real_parent) : NULL;
+}
+
+static __always_inline bool cgroup_to_come(struct task_struct *p)
+{
+	return in_cgroup(p->pid != p->tgid ? p->group_leader : p->real_parent);
+}
+
 static __always_inline enum guarded guarded(struct task_struct *p)
 {
 	struct mark *mark;
@@ -72,19 +90,14 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 		return GUARDED;
 	if (config.marks) {
 		mark = mark_of(p);
-		/* its creator may have been marked too late to pass it on */
-		if (!mark && is_new(p)) {
-			mark = mark_of(p->group_leader);
-			if (!mark && config.children)
-				mark = mark_of(p->real_parent);
-		}
+		if (!mark && is_new(p))
+			mark = mark_to_come(p);
 		if (mark)
 			return mark->guarded;
 	} else if (is_process(p, &state.trial)) {
 		return TRIAL;
 	}
-	/* a new task is not in its cgroup yet */
-	if (config.cgroup && in_cgroup(is_new(p) ? p->real_parent : p))
+	if (config.cgroup && (in_cgroup(p) || (is_new(p) && cgroup_to_come(p))))
 		return GUARDED;
 	return UNGUARDED;
 }

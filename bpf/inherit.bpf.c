@@ -22,9 +22,11 @@ int BPF_PROG(task_alloc, struct task_struct *child, unsigned long clone_flags,
 	if (ret)
 		return ret;
 	its = inherited(clone_flags);
-	if (its && !mark(child, its))
-		return -ENOMEM;
-	return 0;
+	if (!its)
+		return 0;
+	/* before the child can be seen: see Watch::running() */
+	__sync_fetch_and_add(&state.inherited, 1);
+	return mark(child, its) ? 0 : -ENOMEM;
 }
 
 /*
@@ -37,7 +39,11 @@ int BPF_PROG(task_newtask, struct task_struct *child, u64 clone_flags)
 {
 	struct mark *its = inherited(clone_flags);
 
-	if (its && !mark_of(child) && mark(child, its))
+	if (!its || mark_of(child))
+		return 0;
+	if (mark(child, its))
 		__sync_fetch_and_add(&state.marked, 1);
+	else
+		__sync_fetch_and_add(&state.unmarked, 1);
 	return 0;
 }

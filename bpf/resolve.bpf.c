@@ -31,7 +31,7 @@ int BPF_PROG(resolve, struct task_struct *p, int ret)
 	if (config.marks && new.guarded && !mark_of(p)) {
 		if (!mark(p, &new))
 			return -ENOMEM;
-		state.marked++;
+		__sync_fetch_and_add(&state.marked, 1);
 	}
 	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;

@@ -40,6 +40,18 @@ static __always_inline bool is_above_other(u32 policy)
 }
 
 /*
+ * Whether a rule forbids a class. With reset-on-fork the child of a real-time
+ * process gets nice 0 (sched_fork()), which may be below the floor.
+ */
+static __always_inline bool forbids_class(u32 policy, bool resets_on_fork)
+{
+	if (!is_above_other(policy))
+		return false;
+	return config.rules & RULE_SCHED ||
+	       (config.rules & RULE_NICE && resets_on_fork && config.floor > 0);
+}
+
+/*
  * What sched_setattr(2) asks of @p. A negative policy keeps the one that @p
  * has, which may change until it is used: the nice value is then taken as one
  * that counts.
@@ -57,7 +69,7 @@ static __always_inline bool forbids_attr(struct task_struct *p)
 	if (keeps_policy && keeps_params)
 		return false;
 	policy = keeps_policy ? p->policy : note->policy;
-	if (config.rules & RULE_SCHED && is_above_other(policy))
+	if (forbids_class(policy, note->flags & SCHED_FLAG_RESET_ON_FORK))
 		return true;
 	return config.rules & RULE_NICE && !keeps_params &&
 	       note->nice < config.floor && (keeps_policy || has_nice(policy));
@@ -74,10 +86,10 @@ static __always_inline bool forbids(struct task_struct *p, struct call *call)
 {
 	switch (call->nr) {
 	case CALL_SETSCHEDULER:
-		return config.rules & RULE_SCHED &&
-		       is_above_other(call->policy & ~SCHED_RESET_ON_FORK);
+		return forbids_class(call->policy & ~SCHED_RESET_ON_FORK,
+				     call->policy & SCHED_RESET_ON_FORK);
 	case CALL_SETPARAM:
-		return config.rules & RULE_SCHED && is_above_other(p->policy);
+		return forbids_class(p->policy, false);
 	case CALL_SETATTR:
 		return forbids_attr(p);
 	default:

@@ -25,15 +25,20 @@ static __always_inline bool marked(struct task_struct *p)
 	its = mark_of(p->group_leader);
 	if (!its && state.tree)
 		its = mark_of(p->real_parent);
-	if (!its || !mark(p, its))
+	if (!its)
 		return false;
-	state.marked++;
+	if (!mark(p, its)) {
+		__sync_fetch_and_add(&state.unmarked, 1);
+		return false;
+	}
+	__sync_fetch_and_add(&state.marked, 1);
 	return true;
 }
 
 /*
- * Every task in the PID namespace of lsm-nice, each time that it reads the
- * iterator: marks what belongs to the marked, and writes out who is guarded.
+ * Every task of user space in the PID namespace of lsm-nice, each time that it
+ * reads the iterator: marks what belongs to the marked, and writes out who is
+ * guarded.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)
@@ -41,7 +46,7 @@ int walk(struct bpf_iter__task *ctx)
 	struct task_struct *p = ctx->task;
 	struct walked out = {};
 
-	if (!p)
+	if (!p || p->flags & PF_KTHREAD)
 		return 0;
 	out.marked = marked(p);
 	if (p->exit_state || guarded(p) != GUARDED)

@@ -73,7 +73,9 @@ struct state {
 	enum guarded mark_as; /* what a process asked for becomes */
 
 	u32 tree; /* yes or no: the walk marks the children of the marked too */
-	u64 marked; /* tasks marked by anyone but their own creator */
+	u64 marked; /* tasks marked by anyone but their own creator, */
+	u64 inherited; /* by their creator, */
+	u64 unmarked; /* and not, for lack of memory */
 };
 
 /* What the walk writes for each guarded task that has not exited. */

@@ -44,6 +44,7 @@ typedef _Bool bool;
 #define SCHED_IDLE 5
 #define SCHED_EXT 7
 #define SCHED_RESET_ON_FORK 0x40000000
+#define SCHED_FLAG_RESET_ON_FORK 0x01
 #define SCHED_FLAG_KEEP_PARAMS 0x10
 
 /* uapi/linux/ioprio.h */

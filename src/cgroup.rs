@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, fstat, open, statfs};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, fstat, fstatfs, open};
+use rustix::io::Errno;
 
 use crate::output::Failure;
 
@@ -24,21 +25,20 @@ impl Cgroup {
     /// Opens `path`: a directory, or what systemctl and /proc/PID/cgroup print for it.
     pub fn open(path: &Path) -> Result<Self> {
         let below_root = path.strip_prefix("/").unwrap_or(path);
-        let path = std::iter::once(path.to_path_buf())
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let (path, dir) = std::iter::once(path.to_path_buf())
             .chain(mounts().map(|root| root.join(below_root)))
-            .find(|path| {
-                path.is_dir()
-                    && statfs(path).is_ok_and(|fs| fs.f_type.unsigned_abs() == CGROUP2_SUPER_MAGIC)
+            .filter_map(|path| Some((open(&path, flags, Mode::empty()).ok()?, path)))
+            .find(|(dir, _)| {
+                fstatfs(dir).is_ok_and(|fs| fs.f_type.unsigned_abs() == CGROUP2_SUPER_MAGIC)
             })
+            .map(|(dir, path)| (path, dir))
             .ok_or_else(|| {
                 Failure::new(
                     format!("{} is not a directory of cgroup v2", path.display()),
                     "name one below /sys/fs/cgroup, or as /proc/PID/cgroup prints it",
                 )
             })?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = open(&path, flags, Mode::empty())
-            .with_context(|| format!("cannot open {}", path.display()))?;
         // kernfs tells of a removal in the directory above alone
         let removals = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .and_then(|removals| {
@@ -53,10 +53,11 @@ impl Cgroup {
         })
     }
 
-    /// stat(2), for resolve.bpf.c.
-    pub fn stat(&self) -> Result<()> {
-        fstat(&self.dir).with_context(|| format!("cannot stat {}", self.path.display()))?;
-        Ok(())
+    /// The inode, by the stat(2) that resolve.bpf.c hears of. It is the id of the cgroup.
+    pub fn inode(&self) -> Result<u64> {
+        let stat =
+            fstat(&self.dir).with_context(|| format!("cannot stat {}", self.path.display()))?;
+        Ok(stat.st_ino)
     }
 
     /// Whether the cgroup was removed; one made again by its name is another.
@@ -64,7 +65,8 @@ impl Cgroup {
         let mut events = [std::mem::MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.removals, &mut events);
         while reader.next().is_ok() {}
-        accessat(&self.dir, "cgroup.procs", Access::EXISTS, AtFlags::empty()).is_err()
+        let procs = accessat(&self.dir, "cgroup.procs", Access::EXISTS, AtFlags::empty());
+        matches!(procs, Err(Errno::NOENT | Errno::NODEV))
     }
 }
 

@@ -44,14 +44,16 @@ const NO_SKIPS: (u32, u32) = (6, 2);
 type Requirement = (&'static str, fn() -> Finding);
 
 /// In the order in which they depend on each other.
-const REQUIREMENTS: [Requirement; 8] = [
+const REQUIREMENTS: [Requirement; 10] = [
     ("kernel", kernel),
     ("bpf-lsm", compiled_in),
     ("btf", btf),
     ("securityfs", securityfs),
     ("lsm-list", listed),
+    ("lockdown", not_locked_down),
     ("capabilities", capable),
     ("hook", hook),
+    ("ftrace", ftrace),
     ("preemption", preemption),
 ];
 
@@ -82,12 +84,14 @@ pub fn run(json: bool) -> Result<ExitCode> {
     let usable = doors
         .into_iter()
         .filter(|(_, of_rule)| door(of_rule).is_ok());
-    let trial = held(usable.collect()).map(|()| match children {
+    let usable: Vec<_> = usable.collect();
+    let none = usable.is_empty();
+    let trial = held(usable).map(|()| match children {
         true => "a guard of a child, and of what it started, held".to_string(),
         false => "a guard of a child held".to_string(),
     });
     print_row("trial", &trial, json)?;
-    Ok(if trial.is_ok() {
+    Ok(if trial.is_ok() && !none {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -144,7 +148,10 @@ pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
 
 /// Names what is left where all is there that a guard needs, and the load is EPERM.
 fn refused(error: anyhow::Error) -> anyhow::Error {
-    let denied = |cause: &libbpf_rs::Error| cause.kind() == ErrorKind::PermissionDenied;
+    // EACCES is of the same kind, and the verifier's word for a program
+    let denied = |cause: &libbpf_rs::Error| {
+        cause.kind() == ErrorKind::PermissionDenied && format!("{cause:#}").contains("os error 1)")
+    };
     if error.downcast_ref().is_some_and(denied) {
         return Failure::new(
             "the kernel refuses to load a BPF LSM program (EPERM), though lsm-nice has the \
@@ -180,16 +187,22 @@ fn print_row(name: &str, finding: &Finding, json: bool) -> Result<()> {
             fix: failure.fix.as_deref(),
         },
     };
-    let mut out = io::stdout().lock();
-    if json {
-        return Ok(writeln!(out, "{}", serde_json::to_string(&row)?)?);
+    let text = if json {
+        serde_json::to_string(&row)?
+    } else {
+        let mark = if row.ok { "ok" } else { "FAILED" };
+        let fix = row.fix.map(|fix| format!("\n{:<21} fix: {fix}", ""));
+        format!(
+            "{name:<13} {mark:<7} {}{}",
+            row.detail,
+            fix.unwrap_or_default()
+        )
+    };
+    match writeln!(io::stdout().lock(), "{text}") {
+        // a reader that has seen enough, such as head(1)
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
-    let mark = if row.ok { "ok" } else { "FAILED" };
-    writeln!(out, "{name:<13} {mark:<7} {}", row.detail)?;
-    if let Some(fix) = row.fix {
-        writeln!(out, "{:<21} fix: {fix}", "")?;
-    }
-    Ok(())
 }
 
 fn kernel() -> Finding {
@@ -216,7 +229,7 @@ pub fn preemption() -> Finding {
                 "this kernel, {release}, may preempt a task inside a BPF LSM program, and then skips \
                  the program for others until that task goes on; Linux 6.2 does not"
             ),
-            boot_parameter("preempt=voluntary"),
+            "boot Linux 6.2 or newer, or with preempt=voluntary where the kernel takes it",
         ));
     }
     Ok("no program is skipped, no mark missed".into())
@@ -267,7 +280,10 @@ pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
         .into_iter()
         .partition(|(_, of_rule)| door(of_rule).is_ok());
     if usable.is_empty() {
-        bail!("this kernel can enforce nothing of what was asked for");
+        bail!(Failure::new(
+            "this kernel can enforce nothing of what was asked for",
+            "`lsm-nice check` says what it can",
+        ));
     }
     for (rule, door) in open {
         status!("warning: rule {} is open at {}", rule.name, door.call);
@@ -374,6 +390,29 @@ fn listed() -> Finding {
     ))
 }
 
+fn not_locked_down() -> Finding {
+    let lockdown = fs::read_to_string(format!("{SECURITYFS}/lockdown")).unwrap_or_default();
+    if lockdown.contains("[confidentiality]") {
+        return Err(Failure::new(
+            "the kernel is locked down for confidentiality: BPF may not read what a guard needs",
+            "boot without lockdown=confidentiality",
+        ));
+    }
+    Ok("BPF may read the kernel".into())
+}
+
+/// BPF programs are attached by ftrace, which root can switch off with all of them.
+fn ftrace() -> Finding {
+    let enabled = fs::read_to_string("/proc/sys/kernel/ftrace_enabled").unwrap_or_default();
+    if enabled.trim() == "0" {
+        return Err(Failure::new(
+            "ftrace is switched off, and with it every BPF program on a hook",
+            "sysctl kernel.ftrace_enabled=1",
+        ));
+    }
+    Ok("hooks can be attached to".into())
+}
+
 /// The `lsm=` parameter that adds bpf to the list of this machine. The kernel puts capability
 /// first, ima and evm last by itself.
 fn parameter(list: &str) -> String {
@@ -407,7 +446,7 @@ fn boot_parameter(parameter: &str) -> String {
     } else if Path::new("/etc/kernel/cmdline").exists() {
         format!(
             "put {parameter} into /etc/kernel/cmdline (systemd-boot), \
-             run kernel-install add-all, reboot"
+             run kernel-install add $(uname -r) /lib/modules/$(uname -r)/vmlinuz, reboot"
         )
     } else {
         format!("boot with the kernel parameter {parameter}")

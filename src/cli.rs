@@ -14,8 +14,9 @@ use crate::rules::{RULES, Rule};
 
 /// Put a ceiling on a process's priority.
 ///
-/// While lsm-nice runs, nobody, root included, sets the nice value of the guarded process below
-/// the floor; lowering its priority works as before. The kernel enforces it (BPF LSM).
+/// While lsm-nice runs, nobody, root included, sets a guarded process to a nice value below the
+/// floor or to a real-time class; lowering its priority works as before. The kernel enforces it
+/// (BPF LSM).
 #[derive(Parser)]
 #[command(
     after_help = "\
@@ -31,8 +32,8 @@ What is asked for counts, not what a process has: a nice value below the floor i
 where it would be a step down.
 
 The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
-or when the cgroup is removed. With COMMAND a signal goes to COMMAND instead, and lsm-nice stays
-until all that COMMAND started has exited, a daemon in the background too.
+or when the cgroup is removed. With COMMAND a signal is handed on to it while it runs, and
+lsm-nice stays until all that COMMAND started has exited, a daemon in the background too.
 
 Exit status: 0 the guard was ended, or all it guarded has exited; 1 failed, or `check` found that
 no guard would hold; 2 wrong usage. With COMMAND its own, 128 + N where signal N killed it, 125

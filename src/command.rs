@@ -65,15 +65,15 @@ impl Command {
     /// Lets the child execute COMMAND. An exec that fails is an error and the exit status for it.
     pub fn execute(&self) -> Result<(), (ExitCode, io::Error)> {
         let mut errno = [0; size_of::<i32>()];
-        let failed = write(&self.go, b"g").is_err() || {
-            loop {
-                match read(&self.failed, &mut errno) {
-                    Err(Errno::INTR) => {}
-                    result => break result != Ok(0),
-                }
+        // a child that a signal has ended by now says so in its status
+        let _ = write(&self.go, b"g");
+        let told = loop {
+            match read(&self.failed, &mut errno) {
+                Err(Errno::INTR) => {}
+                result => break result.is_ok_and(|length| length == errno.len()),
             }
         };
-        if !failed {
+        if !told {
             return Ok(());
         }
         let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));

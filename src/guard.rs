@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::mem::{MaybeUninit, size_of};
 use std::os::linux::fs::MetadataExt;
+use std::ptr;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -15,7 +18,7 @@ use rustix::process::{Pid, getpid};
 use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
-use crate::rules::RuleDoor;
+use crate::rules::{Door, RuleDoor};
 use crate::target::no_such_process;
 use crate::trial::Child;
 
@@ -28,6 +31,9 @@ use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
 pub use skel::types::{rule as bits, walked};
 // SAFETY: numbers alone, for which every byte sequence is valid.
 unsafe impl Plain for walked {}
+
+/// Rounds of marking before a start is given up.
+const MOST_ROUNDS: usize = 1000;
 
 /// What the names of the programs begin with that note a call for a hook.
 pub const NOTE: &str = "note_";
@@ -53,6 +59,10 @@ impl Request<'_> {
     /// One process at the most and nothing else: a constant in the program is all that it needs.
     pub fn is_plain(&self) -> bool {
         self.processes.len() <= 1 && !self.tree && !self.children && self.cgroup.is_none()
+    }
+
+    pub fn has(&self, door: &Door) -> bool {
+        self.doors.iter().any(|(_, has)| ptr::eq(*has, door))
     }
 
     fn marks(&self) -> bool {
@@ -120,13 +130,12 @@ impl<'obj> Guard<'obj> {
         links.extend(attach_all(&mut skel, &request.programs())?);
         let walk = Some(attach(&skel.progs.walk)?);
         let mut guard = Self { skel, links, walk };
+        // first of all, as the child may belong to a tree that is to be marked
+        write(&mut guard.skel, |state| state.mark_as = guarded::TRIAL)?;
+        let process = ask(&mut guard.skel, child.pid)?;
         if request.marks() {
             guard.mark(request)?;
         }
-        write(&mut guard.skel, |state| {
-            state.mark_as = guarded::TRIAL;
-        })?;
-        let process = ask(&mut guard.skel, child.pid)?;
         drop(resolve);
         guard.try_on(&child, process, request)?;
         Ok(guard)
@@ -170,22 +179,41 @@ impl<'obj> Guard<'obj> {
     /// Marks every thread of the processes asked for, and with --tree of their descendants.
     ///
     /// A thread that was not marked yet may have started another, or have replaced its leader by
-    /// exec, behind the back of a walk; so the marking ends with a round that found all marked.
+    /// exec, behind the back of a walk; so the marking ends with rounds that changed nothing.
     fn mark(&mut self, request: &Request<'_>) -> Result<()> {
         write(&mut self.skel, |state| {
             state.mark_as = guarded::GUARDED;
             state.tree = request.tree.into();
         })?;
-        loop {
-            let before = read(&mut self.skel)?.marked;
+        let mut quiet_rounds = 0;
+        for _ in 0..MOST_ROUNDS {
+            let before = read(&mut self.skel)?;
             self.guarded_tasks()?;
             for pid in &request.processes {
                 ask(&mut self.skel, *pid)?;
             }
-            if read(&mut self.skel)?.marked == before {
+            let after = read(&mut self.skel)?;
+            if after.unmarked != before.unmarked {
+                // the kernel refills what it allocates from in a moment
+                thread::sleep(Duration::from_millis(1));
+            }
+            let quiet = (after.marked, after.unmarked) == (before.marked, before.unmarked);
+            quiet_rounds = if quiet { quiet_rounds + 1 } else { 0 };
+            if quiet_rounds == 2 {
                 return write(&mut self.skel, |state| state.tree = 0);
             }
         }
+        Err(Failure::new(
+            "the processes could not all be marked: the kernel has no memory for it, or they start \
+             others too fast",
+            "give lsm-nice more memory, or guard their cgroup with --cgroup",
+        )
+        .into())
+    }
+
+    /// How many tasks were made by guarded ones so far.
+    pub fn inherited(&mut self) -> Result<u64> {
+        Ok(read(&mut self.skel)?.inherited)
     }
 
     /// The guarded tasks that have not exited; nothing in the plain case, which needs no walk.
@@ -222,6 +250,7 @@ impl<'obj> Guard<'obj> {
     ///
     /// Another guard may refuse what this one would; so it must have seen the call that both allow.
     fn try_on(&mut self, child: &Child, process: process, request: &Request<'_>) -> Result<()> {
+        finish_calls();
         write(&mut self.skel, |state| state.trial = process)?;
         let mut pids = vec![child.pid];
         if request.marks() && request.children {
@@ -318,12 +347,26 @@ fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
 /// The cgroup that the kernel has behind a directory (resolve.bpf.c).
 fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_place> {
     let before = read(skel)?.answers;
-    cgroup.stat()?;
+    let inode = cgroup.inode()?;
     let state = read(skel)?;
     if state.answers == before {
         return Err(does_not_fire("stat(2)"));
     }
+    if state.resolved_cgroup.id != inode {
+        return Err(anyhow!(
+            "the kernel does not know {} as a cgroup",
+            cgroup.path.display()
+        ));
+    }
     Ok(state.resolved_cgroup)
+}
+
+/// Waits for the end of the calls to setpriority(2) and ioprio_set(2) that were past the hook when
+/// it was attached: they run inside of an RCU read section (membarrier(2), synchronize_rcu()).
+fn finish_calls() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers, returns a number. A kernel without it has nothing to offer instead.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
 fn attach(prog: &ProgramMut<'_>) -> Result<Link> {

@@ -26,7 +26,7 @@ use crate::cli::{Action, Cli};
 use crate::command::Command;
 use crate::guard::{Guard, Request};
 use crate::output::{printable, status};
-use crate::rules::Rule;
+use crate::rules::{Door, Rule};
 use crate::target::Target;
 use crate::watch::{Ended, Watch};
 
@@ -101,7 +101,17 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         )
         .collect::<Vec<_>>()
         .join(", ");
-    let ceilings: Vec<_> = rules.iter().map(|rule| (rule.ceiling)(cli.floor)).collect();
+    let ceilings: Vec<_> = rules
+        .iter()
+        .map(|rule| {
+            let shut = |door: &Door| !door.exists() || request.has(door);
+            if rule.doors.iter().all(shut) {
+                (rule.ceiling)(cli.floor)
+            } else {
+                format!("rule {} with doors open", rule.name)
+            }
+        })
+        .collect();
     status!("guarding {names}: {}", ceilings.join(", "));
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");

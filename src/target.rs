@@ -47,7 +47,12 @@ impl Target {
     pub fn has_exited(&self) -> Result<bool> {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let now = Timespec::default();
-        Ok(poll(&mut fds, Some(&now)).context("cannot poll a pidfd")? > 0)
+        loop {
+            match poll(&mut fds, Some(&now)) {
+                Err(Errno::INTR) => {}
+                result => return Ok(result.context("cannot poll a pidfd")? > 0),
+            }
+        }
     }
 }
 

@@ -3,15 +3,18 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 use crate::cgroup::Cgroup;
 use crate::command::Command;
-use crate::guard::Guard;
+use crate::guard::{Guard, walked};
+use crate::output::status;
 use crate::target::Target;
 
 pub enum Ended {
@@ -54,13 +57,19 @@ impl<'a> Watch<'a> {
     /// It waits for one guarded process at a time, the oldest as it is likely to last, and asks the
     /// kernel for another when that has exited.
     pub fn wait(&self, guard: &mut Guard<'_>) -> Result<Ended> {
+        let mut cgroup = self.cgroup;
         loop {
             let process = self.running(guard)?;
-            let cgroup = self.cgroup.filter(|cgroup| !cgroup.is_gone());
+            if let Some(gone) = cgroup.take_if(|cgroup| cgroup.is_gone())
+                && process.is_some()
+            {
+                status!("cgroup {} is gone", gone.path.display());
+            }
             if process.is_none() && cgroup.is_none() {
-                return Ok(match self.cgroup {
-                    Some(_) => Ended::Gone,
-                    None => Ended::Exited,
+                return Ok(if self.targets.is_empty() {
+                    Ended::Gone
+                } else {
+                    Ended::Exited
                 });
             }
             let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
@@ -81,40 +90,54 @@ impl<'a> Watch<'a> {
     }
 
     /// A guarded process that has not exited.
+    ///
+    /// A process that forks and exits may hide from one walk behind a PID that the walk has passed;
+    /// so nobody is left where two walks found nobody, and nobody was started from before the first
+    /// until after the second.
     fn running(&self, guard: &mut Guard<'_>) -> Result<Option<OwnedFd>> {
         for target in self.targets {
             if !target.has_exited()? {
-                let fd = target.as_fd().try_clone_to_owned();
-                return Ok(Some(fd.context("cannot duplicate a pidfd")?));
+                return duplicate(target).map(Some);
             }
         }
         loop {
-            let tasks = guard.guarded_tasks()?;
-            let oldest = tasks
-                .iter()
-                .filter(|task| task.marked != 0)
-                .min_by_key(|task| task.process.start);
-            let Some(oldest) = oldest else {
-                return Ok(None);
-            };
-            let Some(target) = Pid::from_raw(oldest.pid).and_then(|pid| Target::open(pid).ok())
-            else {
+            let inherited = guard.inherited()?;
+            let first = oldest(guard)?;
+            let Some(task) = first.or(oldest(guard)?) else {
+                if guard.inherited()? == inherited {
+                    return Ok(None);
+                }
                 continue;
             };
             // the PID may have been used again before it was opened
-            let still = |task: &crate::guard::walked| {
-                task.pid == oldest.pid && task.process.start == oldest.process.start
-            };
-            if guard.guarded_tasks()?.iter().any(still) {
-                return Ok(Some(
-                    target
-                        .as_fd()
-                        .try_clone_to_owned()
-                        .context("cannot duplicate a pidfd")?,
-                ));
+            if let Some(target) = Pid::from_raw(task.pid).and_then(|pid| Target::open(pid).ok())
+                && guard
+                    .guarded_tasks()?
+                    .iter()
+                    .any(|now| now.pid == task.pid && now.process.start == task.process.start)
+            {
+                return duplicate(&target).map(Some);
             }
+            thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// The guarded task that is likely to last longest. lsm-nice itself, which may be in a tree that it
+/// guards, waits for the others.
+fn oldest(guard: &mut Guard<'_>) -> Result<Option<walked>> {
+    let own = getpid().as_raw_pid();
+    let tasks = guard.guarded_tasks()?.into_iter();
+    Ok(tasks
+        .filter(|task| task.marked != 0 && task.pid != own)
+        .min_by_key(|task| task.process.start))
+}
+
+fn duplicate(target: &Target) -> Result<OwnedFd> {
+    target
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot duplicate a pidfd")
 }
 
 /// Makes SIGINT, SIGTERM and SIGHUP write `stop`. A SIGHUP that nohup(1) ignores stays ignored.

@@ -12,14 +12,16 @@ tests!(
     check_names_what_a_restricted_root_lacks,
 );
 
-pub const REQUIREMENTS: [&str; 13] = [
+pub const REQUIREMENTS: [&str; 15] = [
     "kernel",
     "bpf-lsm",
     "btf",
     "securityfs",
     "lsm-list",
+    "lockdown",
     "capabilities",
     "hook",
+    "ftrace",
     "preemption",
     "children",
     "rule-nice",
