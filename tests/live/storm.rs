@@ -245,7 +245,7 @@ fn attempt_child(of: &Counts, child: i32) {
     }
 }
 
-/// `live storm`: makes processes from several at once until there are enough.
+/// `live rage`: makes processes from several at once until there are enough.
 pub fn rage() -> ! {
     const MAKERS: usize = 4;
     let of = Counts::map();
@@ -298,7 +298,7 @@ fn storm(wrapper: &[&str], goal: usize) {
     of.goal.store(goal as u64, Relaxed);
     let mut neighbour = Agent::start();
     let start = Instant::now();
-    let words = [wrapper, &["lsm-nice", "--", "live", "storm"]].concat();
+    let words = [wrapper, &["lsm-nice", "--", "live", "rage"]].concat();
     let mut lsm = Lsm::launch(&words, |_| {});
     lsm.must_guard();
     eventually(|| (of.ready.load(Relaxed) == 1).then_some(())).expect("a storm");
