@@ -50,6 +50,7 @@ lint:
 	cargo fmt --check
 	clang-format --dry-run -Werror $(C_FILES)
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --test live -- -D warnings
 
 live: build
 	@exe=$$(cargo test --release --test live --no-run --message-format=json-render-diagnostics | \

@@ -26,7 +26,7 @@ fn main() {
         .clang(&clang)
         .clang_args([
             "-Iinclude",
-            "-mcpu=v3",
+            "-mcpu=v2",
             "-Wall",
             "-Wextra",
             "-Wno-unused-parameter",

@@ -12,15 +12,20 @@
 const volatile struct config config;
 struct state state;
 
-/* puts a type that no map has into the skeleton */
+/* puts types that no map has into the skeleton */
 struct walked *unused_walked;
+enum rule unused_rule;
 
 #include "guarded.h"
 #include "verdict.h"
+#include "syscall.h"
+#include "note.h"
 
 #include "resolve.bpf.c"
 #include "inherit.bpf.c"
 #include "walk.bpf.c"
 #include "nice.bpf.c"
+#include "sched.bpf.c"
+#include "io.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,11 +1,52 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+/*
+ * Rule nice: a nice value below the floor. What sched_setattr(2) asks for is in
+ * sched.bpf.c.
+ */
 
 /*
- * Rule nice: a nice value below the floor.
- *
+ * Called by sched_autogroup_write(), for a write to /proc/PID/autogroup with
+ * that process. The hook task_setnice, further in, is given the writer instead.
+ */
+SEC("fentry/proc_sched_autogroup_set_nice")
+int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
+{
+	struct task_struct *writer;
+	struct note *note;
+
+	if (is_of_no_interest(nice < config.floor))
+		return 0;
+	note = new_note(NOTED_AUTOGROUP);
+	if (!note)
+		return 0;
+	writer = (struct task_struct *)bpf_get_current_task();
+	note->who = guarded(p);
+	note->own = BPF_CORE_READ(writer, signal, autogroup) ==
+		    p->signal->autogroup;
+	return 0;
+}
+
+/*
+ * The autogroup of a guarded process is guarded, and so is the own autogroup of
+ * a guarded @writer, whichever process of it is named.
+ */
+static __always_inline enum guarded
+guarded_autogroup(struct task_struct *writer)
+{
+	struct note *note = note_of_call(NOTED_AUTOGROUP);
+
+	if (!note)
+		return GUARDED;
+	if (note->who == UNGUARDED && note->own)
+		return guarded(writer);
+	return note->who;
+}
+
+/*
  * Called by set_one_prio() for setpriority(2), once for each process that
  * PRIO_PROCESS, PRIO_PGRP or PRIO_USER names, and by nice(2), with the value
- * cut to -20..19 and after the caller's own rights were found sufficient.
+ * cut to -20..19 and after the caller's own rights were found sufficient; and
+ * by proc_sched_autogroup_set_nice(), with the caller as the task.
  *
  * The value is looked at first: a request that no floor forbids ends after a
  * comparison, whoever makes it.
@@ -17,7 +58,10 @@ int BPF_PROG(task_setnice, struct task_struct *p, int nice, int ret)
 
 	if (ret)
 		return ret;
-	if (!forbidden && !state.trial.tgid)
+	if (is_of_no_interest(forbidden))
 		return 0;
-	return verdict(p, forbidden);
+	if (config.autogroup && p->pid == (int)bpf_get_current_pid_tgid() &&
+	    current_call().nr != CALL_SETPRIORITY)
+		return verdict(guarded_autogroup(p), forbidden);
+	return verdict(guarded(p), forbidden);
 }

@@ -49,7 +49,6 @@ int walk(struct bpf_iter__task *ctx)
 	out.process.start = p->group_leader->start_boottime;
 	out.process.tgid = p->tgid;
 	out.pid = local_pid(p);
-	out.nice = p->static_prio - DEFAULT_PRIO;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

@@ -24,6 +24,13 @@ enum guarded {
 	TRIAL, /* the child that proves that the hooks fire, never counted */
 };
 
+/* The rules, bits of config.rules. */
+enum rule {
+	RULE_NICE = 1,
+	RULE_SCHED = 2,
+	RULE_IO = 4,
+};
+
 /* Set before the load, so that the verifier folds it into the code. */
 struct config {
 	struct process target; /* the one process of the plain case */
@@ -33,12 +40,14 @@ struct config {
 	u64 pidns_ino;
 	u32 asker;
 
+	u32 rules;
 	int floor; /* lowest nice value that may be set */
 
 	/* yes or no */
 	u32 marks; /* marked tasks are guarded, */
 	u32 children; /* and what they start later */
 	u32 cgroup; /* the tasks of state.cgroup are guarded */
+	u32 autogroup; /* note_autogroup is attached */
 };
 
 /* A cgroup of the unified hierarchy. Its id is never used again. */
@@ -54,7 +63,8 @@ struct state {
 	struct cgroup_place cgroup;
 
 	struct process trial; /* the child, while it is tried on */
-	u64 trial_seen; /* its calls that reached the hook */
+	u64 trial_seen; /* its calls that reached a hook, */
+	u64 trial_denied; /* and those refused */
 
 	/* the answers of resolve.bpf.c, and how many there were */
 	struct process resolved;
@@ -70,9 +80,7 @@ struct state {
 struct walked {
 	struct process process;
 	int pid; /* of the process, in the PID namespace of the reader */
-	int nice;
 	u32 marked; /* yes or no: guarded for itself, not for its cgroup */
-	u32 pad;
 };
 
 #endif /* LSM_NICE_H */

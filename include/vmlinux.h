@@ -18,8 +18,10 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 
+typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
+typedef __s32 s32;
 typedef __u64 u64;
 typedef _Bool bool;
 #define true 1
@@ -33,12 +35,33 @@ typedef _Bool bool;
 #define CLONE_THREAD 0x00010000
 #define TASK_NEW 0x00000800
 
-/* linux/sched/prio.h */
-#define DEFAULT_PRIO 120
+#define PF_IO_WORKER 0x00000010
+#define PF_KTHREAD 0x00200000
+
+/* uapi/linux/sched.h */
+#define SCHED_NORMAL 0
+#define SCHED_BATCH 3
+#define SCHED_IDLE 5
+#define SCHED_EXT 7
+#define SCHED_RESET_ON_FORK 0x40000000
+#define SCHED_FLAG_KEEP_PARAMS 0x10
+
+/* uapi/linux/ioprio.h */
+#define IOPRIO_CLASS_SHIFT 13
+#define IOPRIO_CLASS_MASK 7
+#define IOPRIO_CLASS_RT 1
+#define IOPRIO_CLASS_BE 2
+#define IOPRIO_LEVEL_MASK 7
 
 /* uapi/linux/bpf.h */
 enum bpf_map_type {
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
+};
+/* for CO-RE to ask whether the kernel has them */
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+	BPF_FUNC_task_pt_regs = 175,
 };
 #define BPF_F_NO_PREALLOC 1
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
@@ -84,16 +107,43 @@ struct pid {
 	struct upid numbers[];
 };
 
+struct signal_struct {
+	struct autogroup *autogroup;
+};
+
+struct sched_attr {
+	u32 sched_policy;
+	u64 sched_flags;
+	s32 sched_nice;
+};
+
+/* x86 */
+struct pt_regs {
+	unsigned long cx;
+	unsigned long si;
+	unsigned long orig_ax;
+};
+
+struct thread_info {
+	u32 status;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	unsigned int __state;
-	int static_prio;
+	void *stack;
+	unsigned int flags;
+	unsigned int policy;
 	int exit_state;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
+	unsigned long nvcsw;
+	unsigned long nivcsw;
 	u64 start_boottime;
+	struct signal_struct *signal;
 	struct css_set *cgroups;
 };
 

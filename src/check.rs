@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! Would a guard hold on this machine? What it needs, one by one, and a trial.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::mem::MaybeUninit;
@@ -8,7 +9,7 @@ use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libbpf_rs::ErrorKind;
 use libbpf_rs::btf::{Btf, types};
 use rustix::fs::{Mode, OFlags, openat};
@@ -18,8 +19,9 @@ use rustix::mount::{
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
-use crate::guard::{Guard, Request};
-use crate::output::Failure;
+use crate::guard::{self, Guard, NOTE, Request};
+use crate::output::{Failure, status};
+use crate::rules::{self, Door, RULES, RuleDoor};
 
 const SECURITYFS: &str = "/sys/kernel/security";
 const SECURITYFS_MAGIC: u64 = 0x7363_6673; // linux/magic.h
@@ -34,13 +36,15 @@ type Finding = Result<String, Failure>;
 
 /// The first kernel that has task storage for iterators, by which processes are marked.
 const TASK_STORAGE: (u32, u32) = (5, 13);
-/// The first whose task storage does not fail when it is in use on the same CPU.
-const TASK_STORAGE_WITH_PREEMPTION: (u32, u32) = (6, 2);
+/// The kernels that skip an LSM program whose caller preempted another run of it, and fail to find
+/// a mark likewise.
+const SKIPS: (u32, u32) = (5, 12);
+const NO_SKIPS: (u32, u32) = (6, 2);
 
 type Requirement = (&'static str, fn() -> Finding);
 
 /// In the order in which they depend on each other.
-const REQUIREMENTS: [Requirement; 7] = [
+const REQUIREMENTS: [Requirement; 8] = [
     ("kernel", kernel),
     ("bpf-lsm", compiled_in),
     ("btf", btf),
@@ -48,6 +52,7 @@ const REQUIREMENTS: [Requirement; 7] = [
     ("lsm-list", listed),
     ("capabilities", capable),
     ("hook", hook),
+    ("preemption", preemption),
 ];
 
 /// `lsm-nice check`: a row for each requirement, and last the trial, which alone decides.
@@ -58,30 +63,22 @@ pub fn run(json: bool) -> Result<ExitCode> {
         all_there &= finding.is_ok();
         print_row(name, &finding, json)?;
     }
-    let mut object = MaybeUninit::uninit();
     let children = task_storage();
-    print_row(
-        "children",
-        &children.map(|()| "what a guarded process starts can be guarded".into()),
-        json,
-    )?;
-    let request = Request {
-        floor: 0,
-        processes: Vec::new(),
-        tree: false,
-        children: task_storage().is_ok(),
-        cgroup: None,
-    };
-    let trial = match Guard::start(&mut object, &request) {
-        Ok(_) => Ok("a guarded child took nice 19 and was refused nice -1".to_string()),
-        Err(error) => {
-            let error = if all_there { refused(error) } else { error };
-            Err(error.downcast().unwrap_or_else(|error| Failure {
-                what: format!("{error:#}"),
-                fix: None,
-            }))
-        }
-    };
+    let finding = children.map(|()| "what a guarded process starts can be guarded".to_string());
+    let children = finding.is_ok();
+    print_row("children", &finding, json)?;
+
+    for rule in &RULES {
+        let finding = try_doors(rules::doors(&[rule]), children).map_err(in_words);
+        print_row(&format!("rule-{}", rule.name), &finding, json)?;
+    }
+    let doors = rules::doors(&Vec::from_iter(&RULES));
+    let usable = doors
+        .into_iter()
+        .filter(|(_, of_rule)| door(of_rule).is_ok());
+    let trial = try_doors(usable.collect(), children)
+        .map_err(|error| if all_there { refused(error) } else { error })
+        .map_err(in_words);
     print_row("trial", &trial, json)?;
     Ok(if trial.is_ok() {
         ExitCode::SUCCESS
@@ -90,15 +87,56 @@ pub fn run(json: bool) -> Result<ExitCode> {
     })
 }
 
-/// The requirement whose lack explains why a guard did not start, in the words of `check`.
-pub fn explain(error: anyhow::Error) -> anyhow::Error {
+/// Starts a guard of nobody, which proves itself on a child and ends.
+fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<String> {
+    for (_, of_rule) in &doors {
+        door(of_rule)?;
+    }
+    let calls: Vec<_> = doors.iter().map(|(_, door)| door.call).collect();
+    let request = Request {
+        floor: 0,
+        doors,
+        processes: Vec::new(),
+        tree: false,
+        children,
+        cgroup: None,
+    };
+    Guard::start(&mut MaybeUninit::uninit(), &request)?;
+    Ok(format!("held on a child: {}", calls.join(", ")))
+}
+
+fn in_words(error: anyhow::Error) -> Failure {
+    error.downcast().unwrap_or_else(|error| Failure {
+        what: format!("{error:#}"),
+        fix: None,
+    })
+}
+
+/// Why a guard did not start, in the words of `check`: a requirement that is not there, or a door
+/// that this kernel does not let be guarded.
+pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
     if error.downcast_ref::<Failure>().is_some() {
         return error;
     }
-    REQUIREMENTS
-        .iter()
-        .find_map(|(_, requirement)| requirement().err())
-        .map_or_else(|| refused(error), anyhow::Error::from)
+    // first what a user without rights should hear, who cannot mount securityfs either
+    let missing = capable().err().or_else(|| {
+        REQUIREMENTS
+            .iter()
+            .find_map(|(_, requirement)| requirement().err())
+    });
+    let open = || {
+        doors.iter().find_map(|(rule, of_rule)| {
+            let failure = door(of_rule).err()?;
+            Some(Failure::new(
+                format!("rule {} cannot be enforced here: {failure}", rule.name),
+                "--best-effort goes on without, or ask for other rules with --rule",
+            ))
+        })
+    };
+    match missing.or_else(open) {
+        Some(failure) => failure.into(),
+        None => refused(error),
+    }
 }
 
 /// Names what is left where all is there that a guard needs, and the load is EPERM.
@@ -164,31 +202,74 @@ fn kernel() -> Finding {
     }
 }
 
-/// Whether tasks can be marked, which any guard needs but that of a single process.
-pub fn task_storage() -> Result<(), Failure> {
-    let plain = "guard a single process alone: lsm-nice --no-children --pid PID";
+/// Whether every call of a hook runs its program, and a mark is found whenever it is looked for.
+pub fn preemption() -> Finding {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let version = version(&release);
-    if version < Some(TASK_STORAGE) {
+    if version >= Some(SKIPS) && version < Some(NO_SKIPS) && is_preemptible() {
         return Err(Failure::new(
             format!(
-                "to guard children, several processes, a tree or a cgroup takes Linux 5.13, \
-                 and this is {release}"
+                "this kernel, {release}, preempts a task inside a BPF LSM program, and skips the \
+                 program for others until that task goes on; Linux 6.2 does not"
             ),
-            plain,
+            boot_parameter("preempt=voluntary"),
         ));
     }
-    if version < Some(TASK_STORAGE_WITH_PREEMPTION) && is_preemptible() {
+    Ok("no program is skipped, no mark missed".into())
+}
+
+/// Whether tasks can be marked, which any guard needs but that of a single process.
+pub fn task_storage() -> Result<(), Failure> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    if version(&release) < Some(TASK_STORAGE) {
         return Err(Failure::new(
             format!(
-                "to guard children, several processes, a tree or a cgroup takes Linux 6.2 on a \
-                 kernel with full preemption, and this is {release}"
+                "to guard children, several processes, a tree or a cgroup takes Linux 5.13, and \
+                 this is {release}"
             ),
-            format!("boot with preempt=voluntary, or {plain}"),
+            "guard a single process: lsm-nice --no-children --rule nice --pid PID",
         ));
     }
     Ok(())
+}
+
+/// Whether this kernel lets `door` be guarded: its functions have to be in BTF.
+fn door(door: &Door) -> Result<(), Failure> {
+    let failure = |what: String| Failure { what, fix: None };
+    let error = |error: &dyn Display| failure(format!("{}: {error:#}", door.call));
+    if !cfg!(target_arch = "x86_64") && door.programs.iter().any(|name| name.starts_with(NOTE)) {
+        return Err(failure(format!(
+            "{}: on this architecture lsm-nice does not know the system calls",
+            door.call
+        )));
+    }
+    let functions = guard::functions().map_err(|e| error(&e))?;
+    let btf = Btf::from_vmlinux().map_err(|e| error(&e))?;
+    for function in door.programs.iter().filter_map(|name| functions.get(*name)) {
+        if btf.type_by_name::<types::Func<'_>>(function).is_none() {
+            return Err(failure(format!(
+                "{}: the kernel has no {function} that could be traced",
+                door.call
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The doors that can be guarded here, with a warning for each that stays open.
+pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
+    let (usable, open): (Vec<_>, Vec<_>) = doors
+        .into_iter()
+        .partition(|(_, of_rule)| door(of_rule).is_ok());
+    if usable.is_empty() {
+        bail!("this kernel can enforce nothing of what was asked for");
+    }
+    for (rule, door) in open {
+        status!("warning: rule {} is open at {}", rule.name, door.call);
+    }
+    Ok(usable)
 }
 
 /// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be

@@ -5,8 +5,12 @@ use std::ffi::{CStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use libbpf_rs::libbpf_sys;
+
+use crate::rules::{RULES, Rule};
 
 /// Put a ceiling on a process's priority.
 ///
@@ -77,6 +81,14 @@ pub struct Cli {
     )]
     pub floor: i32,
 
+    /// What is refused; several with commas, or repeated [default: nice,sched]
+    #[arg(short, long = "rule", value_name = "RULE", value_delimiter = ',', value_parser = rule())]
+    pub rules: Vec<&'static Rule>,
+
+    /// Go on without what this kernel cannot enforce of a rule, naming it
+    #[arg(long)]
+    pub best_effort: bool,
+
     /// Show libbpf's log
     #[arg(short, long)]
     pub verbose: bool,
@@ -96,6 +108,15 @@ pub enum Action {
 }
 
 impl Cli {
+    /// The rules asked for, each once.
+    pub fn rules(&self) -> Vec<&'static Rule> {
+        let asked = |rule: &&Rule| match &self.rules[..] {
+            [] => matches!(rule.name, "nice" | "sched"),
+            rules => rules.iter().any(|asked| asked.name == rule.name),
+        };
+        RULES.iter().filter(asked).collect()
+    }
+
     /// The arguments, or the exit status where they end the run: help and the version 0, errors 2.
     pub fn read() -> Result<Self, ExitCode> {
         Self::command()
@@ -117,6 +138,16 @@ impl Cli {
                 }
             })
     }
+}
+
+/// The rules by their names.
+fn rule() -> impl TypedValueParser<Value = &'static Rule> {
+    PossibleValuesParser::new(
+        RULES
+            .iter()
+            .map(|rule| PossibleValue::new(rule.name).help(rule.refuses)),
+    )
+    .try_map(|name| Rule::by_name(&name).ok_or("no such rule"))
 }
 
 fn libbpf_version() -> String {

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The guard in the kernel: loaded, attached, proven, and ended.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::mem::{MaybeUninit, size_of};
 use std::os::linux::fs::MetadataExt;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Iter, Link, OpenObject, ProgramMut};
 use plain::Plain;
-use rustix::io::Errno;
-use rustix::process::{Pid, getpid, getpriority_process, setpriority_process};
+use rustix::process::{Pid, getpid};
 
 use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
+use crate::rules::RuleDoor;
 use crate::target::no_such_process;
 use crate::trial::Child;
 
@@ -24,19 +25,22 @@ mod skel {
 use skel::types::{cgroup_place, guarded, process, state};
 use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
 
-pub use skel::types::walked;
+pub use skel::types::{rule as bits, walked};
 // SAFETY: numbers alone, for which every byte sequence is valid.
 unsafe impl Plain for walked {}
 
-/// The range of nice values (setpriority(2)); a lower value is a higher priority.
-const HIGHEST: i32 = -20;
-const LOWEST: i32 = 19;
+/// What the names of the programs begin with that note a call for a hook.
+pub const NOTE: &str = "note_";
+
+/// The programs that pass marks on.
+const INHERIT: [&str; 2] = ["task_alloc", "task_newtask"];
 
 const NO_DATA: &str = "libbpf has not mapped the data of the BPF object";
 
 /// Who is to be guarded, and from what.
 pub struct Request<'a> {
     pub floor: i32,
+    pub doors: Vec<RuleDoor>,
     pub processes: Vec<Pid>,
     /// The present descendants of the processes too.
     pub tree: bool,
@@ -54,6 +58,18 @@ impl Request<'_> {
     fn marks(&self) -> bool {
         !self.is_plain() && (!self.processes.is_empty() || self.children)
     }
+
+    /// The programs on the doors. What a hook needs noted comes first, as a hook refuses without.
+    fn programs(&self) -> Vec<&'static str> {
+        let mut programs: Vec<_> = self
+            .doors
+            .iter()
+            .flat_map(|(_, door)| door.programs.iter().copied())
+            .collect();
+        programs.sort_unstable_by_key(|name| (!name.starts_with(NOTE), *name));
+        programs.dedup();
+        programs
+    }
 }
 
 /// A guard that stands: it was proven on a child before [`Guard::start`] returned it.
@@ -65,25 +81,27 @@ pub struct Guard<'obj> {
 
 impl<'obj> Guard<'obj> {
     pub fn start(object: &'obj mut MaybeUninit<OpenObject>, request: &Request<'_>) -> Result<Self> {
+        check::preemption()?;
         let child = Child::spawn()?;
         if request.is_plain() {
             return Self::start_plain(object, request, &child);
         }
         check::task_storage()?;
 
-        let mut open = open(object)?;
+        let mut programs = request.programs();
+        programs.extend(["resolve", "walk"]);
+        if request.marks() {
+            programs.extend(INHERIT);
+        }
+        if request.cgroup.is_some() {
+            programs.push("resolve_cgroup");
+        }
+        let mut open = open(object, &programs)?;
         let config = config(&mut open)?;
-        config.floor = request.floor;
+        configure(config, request);
         config.marks = request.marks().into();
         config.children = request.children.into();
         config.cgroup = request.cgroup.is_some().into();
-        let progs = &mut open.progs;
-        progs.task_setnice.set_autoload(true);
-        progs.resolve.set_autoload(true);
-        progs.walk.set_autoload(true);
-        progs.task_alloc.set_autoload(request.marks());
-        progs.task_newtask.set_autoload(request.marks());
-        progs.resolve_cgroup.set_autoload(request.cgroup.is_some());
         open.maps.marks.set_autocreate(request.marks())?;
         let mut skel = open.load()?;
 
@@ -96,10 +114,9 @@ impl<'obj> Guard<'obj> {
         // what is marked from here on passes its mark on
         let mut links = Vec::new();
         if request.marks() {
-            links.push(attach(&skel.progs.task_alloc)?);
-            links.push(attach(&skel.progs.task_newtask)?);
+            links.extend(attach_all(&mut skel, &INHERIT)?);
         }
-        links.push(attach(&skel.progs.task_setnice)?);
+        links.extend(attach_all(&mut skel, &request.programs())?);
         let walk = Some(attach(&skel.progs.walk)?);
         let mut guard = Self { skel, links, walk };
         if request.marks() {
@@ -122,8 +139,7 @@ impl<'obj> Guard<'obj> {
     ) -> Result<Self> {
         let (target, process) = {
             let mut object = MaybeUninit::uninit();
-            let mut open = open(&mut object)?;
-            open.progs.resolve.set_autoload(true);
+            let mut open = open(&mut object, &["resolve"])?;
             open.maps.marks.set_autocreate(false)?;
             let mut skel = open.load()?;
             let _link = attach(&skel.progs.resolve)?;
@@ -134,14 +150,13 @@ impl<'obj> Guard<'obj> {
             (target, ask(&mut skel, child.pid)?)
         };
 
-        let mut open = open(object)?;
+        let mut open = open(object, &request.programs())?;
         let config = config(&mut open)?;
-        config.floor = request.floor;
+        configure(config, request);
         config.target = target;
-        open.progs.task_setnice.set_autoload(true);
         open.maps.marks.set_autocreate(false)?;
-        let skel = open.load()?;
-        let links = vec![attach(&skel.progs.task_setnice)?];
+        let mut skel = open.load()?;
+        let links = attach_all(&mut skel, &request.programs())?;
         let mut guard = Self {
             skel,
             links,
@@ -202,51 +217,78 @@ impl<'obj> Guard<'obj> {
         Ok(read(&mut skel)?.denied)
     }
 
-    /// Proves on the child that the hooks fire.
+    /// Proves on the child, and where children inherit on a child of it, that each door is shut.
+    ///
+    /// Another guard may refuse what this one would; so it must have seen the call that both allow.
     fn try_on(&mut self, child: &Child, process: process, request: &Request<'_>) -> Result<()> {
         write(&mut self.skel, |state| state.trial = process)?;
-        self.try_nice(child.pid, request.floor)?;
+        let mut pids = vec![child.pid];
         if request.marks() && request.children {
-            self.try_nice(child.fork()?, request.floor)
-                .context("a child of a guarded process")?;
+            pids.push(child.fork()?);
+        }
+        for pid in pids {
+            for (_, door) in &request.doors {
+                let before = read(&mut self.skel)?.trial_seen;
+                (door.prove)(pid, request.floor, &mut || {
+                    if read(&mut self.skel)?.trial_seen == before {
+                        return Err(does_not_fire(door.call));
+                    }
+                    Ok(())
+                })?;
+            }
         }
         write(&mut self.skel, |state| state.trial = process::default())
     }
-
-    /// The process may be given the lowest priority, and none above the floor. An earlier guard may
-    /// refuse that first, so this one must have seen the call that both allow.
-    fn try_nice(&mut self, pid: Pid, floor: i32) -> Result<()> {
-        let before = read(&mut self.skel)?.trial_seen;
-        setpriority_process(Some(pid), LOWEST).context("cannot set a child to nice 19")?;
-        if read(&mut self.skel)?.trial_seen == before {
-            return Err(does_not_fire("task_setnice"));
-        }
-        if floor > HIGHEST {
-            let refused = setpriority_process(Some(pid), floor - 1);
-            let nice = getpriority_process(Some(pid));
-            if refused != Err(Errno::PERM) || nice != Ok(LOWEST) {
-                return Err(anyhow!(
-                    "nice {} for a guarded child should be EPERM and is {refused:?}",
-                    floor - 1
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The object, with no program chosen yet, and the identity of lsm-nice for those that ask for it.
-fn open(object: &mut MaybeUninit<OpenObject>) -> Result<OpenLsmNiceSkel<'_>> {
+/// The object with `programs` to be loaded, and the identity of lsm-nice for those that ask for it.
+fn open<'obj>(
+    object: &'obj mut MaybeUninit<OpenObject>,
+    programs: &[&str],
+) -> Result<OpenLsmNiceSkel<'obj>> {
     let mut open = LsmNiceSkelBuilder::default().open(object)?;
     for mut prog in open.open_object_mut().progs_mut() {
-        prog.set_autoload(false);
+        let wanted = prog
+            .name()
+            .to_str()
+            .is_some_and(|name| programs.contains(&name));
+        prog.set_autoload(wanted);
     }
+    let notes = programs.iter().any(|name| name.starts_with(NOTE));
+    open.maps.notes.set_autocreate(notes)?;
     let pidns = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
     let config = config(&mut open)?;
     config.asker = getpid().as_raw_pid().unsigned_abs();
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
     Ok(open)
+}
+
+fn configure(config: &mut skel::types::config, request: &Request<'_>) {
+    config.floor = request.floor;
+    config.rules = request
+        .doors
+        .iter()
+        .fold(0, |rules, (rule, _)| rules | rule.bit);
+    config.autogroup = request.programs().contains(&"note_autogroup").into();
+}
+
+/// The kernel's functions that programs are attached to, by the name of the program.
+pub fn functions() -> Result<HashMap<String, String>> {
+    let mut object = MaybeUninit::uninit();
+    let mut open = LsmNiceSkelBuilder::default().open(&mut object)?;
+    let progs = open.open_object_mut().progs_mut();
+    Ok(progs
+        .filter_map(|prog| {
+            let section = prog.section().to_str()?;
+            let function = match section.split_once('/')? {
+                ("lsm", hook) => format!("bpf_lsm_{hook}"),
+                ("fentry", function) => function.into(),
+                _ => return None,
+            };
+            Some((prog.name().to_str()?.into(), function))
+        })
+        .collect())
 }
 
 fn config<'a>(open: &'a mut OpenLsmNiceSkel<'_>) -> Result<&'a mut skel::types::config> {
@@ -267,7 +309,7 @@ fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
     }
     let state = read(skel)?;
     if state.answers == before {
-        return Err(does_not_fire("task_getscheduler"));
+        return Err(does_not_fire("sched_getscheduler(2)"));
     }
     Ok(state.resolved)
 }
@@ -278,7 +320,7 @@ fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_plac
     cgroup.stat()?;
     let state = read(skel)?;
     if state.answers == before {
-        return Err(does_not_fire("inode_getattr"));
+        return Err(does_not_fire("stat(2)"));
     }
     Ok(state.resolved_cgroup)
 }
@@ -287,18 +329,32 @@ fn attach(prog: &ProgramMut<'_>) -> Result<Link> {
     prog.attach().map_err(|error| match error.kind() {
         ErrorKind::TooBig => Failure::new(
             format!(
-                "the hook {} has all the BPF programs that the kernel takes on one (38)",
+                "the hook {} has as many BPF programs already as the kernel takes on one",
                 prog.name().display()
             ),
             "end one of its other users: `bpftool link list` shows them",
         )
         .into(),
-        _ => error.into(),
+        _ => anyhow!(error).context(format!("cannot attach {}", prog.name().display())),
     })
 }
 
-fn does_not_fire(hook: &str) -> anyhow::Error {
-    anyhow!("the hook {hook} was attached and does not fire: no guard would hold")
+/// Attaches in the order of `programs`.
+fn attach_all(skel: &mut LsmNiceSkel<'_>, programs: &[&str]) -> Result<Vec<Link>> {
+    programs
+        .iter()
+        .map(|name| {
+            let prog = skel
+                .object_mut()
+                .progs_mut()
+                .find(|prog| prog.name() == *name);
+            attach(&prog.with_context(|| format!("no program {name}"))?)
+        })
+        .collect()
+}
+
+fn does_not_fire(call: &str) -> anyhow::Error {
+    anyhow!("the hook of {call} was attached and does not fire: no guard would hold")
 }
 
 /// What the programs have written so far. They may write while this reads.

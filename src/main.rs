@@ -7,11 +7,12 @@ mod cli;
 mod command;
 mod guard;
 mod output;
+mod rules;
 mod target;
 mod trial;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ use crate::cli::{Action, Cli};
 use crate::command::Command;
 use crate::guard::{Guard, Request};
 use crate::output::status;
+use crate::rules::Rule;
 use crate::target::Target;
 use crate::watch::{Ended, Watch};
 
@@ -64,21 +66,28 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         .map(|pid| Target::open(*pid))
         .collect::<Result<Vec<_>>>()?;
 
+    let rules = cli.rules();
+    let mut doors = rules::doors(&rules);
+    if cli.best_effort {
+        doors = check::usable(doors)?;
+    }
     let request = Request {
         floor: cli.floor,
+        doors,
         processes: pids,
         tree: cli.tree,
         children: !cli.no_children && !itself,
         cgroup: cgroup.as_ref(),
     };
     let mut object = MaybeUninit::uninit();
-    let mut guard = Guard::start(&mut object, &request).map_err(check::explain)?;
+    let mut guard = Guard::start(&mut object, &request)
+        .map_err(|error| check::explain(error, &request.doors))?;
     let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref())?;
     for target in &targets {
         target.must_run()?;
     }
 
-    warn_of_raised(&mut guard, &targets, cli.floor)?;
+    warn_of_raised(&mut guard, &targets, &rules, cli.floor)?;
     let names = targets
         .iter()
         .map(ToString::to_string)
@@ -89,7 +98,8 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         )
         .collect::<Vec<_>>()
         .join(", ");
-    status!("guarding {names}: no nice value below {}", cli.floor);
+    let ceilings: Vec<_> = rules.iter().map(|rule| (rule.ceiling)(cli.floor)).collect();
+    status!("guarding {names}: {}", ceilings.join(", "));
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");
     }
@@ -115,26 +125,22 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     command.map_or(Ok(ExitCode::SUCCESS), |command| command.status())
 }
 
-/// Names the processes that are above the ceiling already.
-fn warn_of_raised(guard: &mut Guard<'_>, targets: &[Target], floor: i32) -> Result<()> {
-    let mut lowest = BTreeMap::new();
-    let tasks = guard.guarded_tasks()?;
-    let present = targets
-        .iter()
-        .filter_map(|target| Some((target.pid.as_raw_pid(), target.lowest_nice()?)))
-        .chain(tasks.iter().map(|task| (task.pid, task.nice)));
-    for (pid, nice) in present {
-        let lowest = lowest.entry(pid).or_insert(nice);
-        *lowest = nice.min(*lowest);
-    }
-    for (pid, nice) in lowest {
-        if let Some(pid) = Pid::from_raw(pid)
-            && nice < floor
-        {
-            status!(
-                "warning: {} is at nice {nice} already, below the floor {floor}: left as it is",
-                target::name(pid)
-            );
+/// Names the processes that are above the ceiling already, and are left so.
+fn warn_of_raised(
+    guard: &mut Guard<'_>,
+    targets: &[Target],
+    rules: &[&Rule],
+    floor: i32,
+) -> Result<()> {
+    let mut pids: BTreeSet<i32> = guard.guarded_tasks()?.iter().map(|task| task.pid).collect();
+    pids.extend(targets.iter().map(|target| target.pid.as_raw_pid()));
+    for pid in pids.into_iter().filter_map(Pid::from_raw) {
+        let threads = target::threads(pid);
+        for rule in rules {
+            let mut raised = threads.iter().filter_map(|tid| (rule.raised)(*tid, floor));
+            if let Some(raised) = raised.next() {
+                status!("warning: {} is {raised}: left as it is", target::name(pid));
+            }
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, getpid, getpriority_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use crate::output::{Failure, printable};
 
@@ -44,15 +44,6 @@ impl Target {
         let now = Timespec::default();
         Ok(poll(&mut fds, Some(&now)).context("cannot poll a pidfd")? > 0)
     }
-
-    /// The lowest nice value among the threads of the process.
-    pub fn lowest_nice(&self) -> Option<i32> {
-        fs::read_dir(format!("/proc/{}/task", self.pid))
-            .ok()?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter_map(|tid| getpriority_process(Pid::from_raw(tid)).ok())
-            .min()
-    }
 }
 
 impl AsFd for Target {
@@ -76,6 +67,17 @@ pub fn name(pid: Pid) -> String {
         Ok(comm) => format!("process {pid} ({})", printable(comm.trim_ascii_end())),
         Err(_) => format!("process {pid}"),
     }
+}
+
+/// The threads of a process.
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// Says why pidfd_open(2) failed; it takes the PID of a process, not of a mere thread.

@@ -24,6 +24,8 @@ impl Child {
         match fork().context("cannot start a child for the trial")? {
             None => {
                 drop(ask);
+                // an autogroup of its own, which the trial of that door may change
+                let _ = rustix::process::setsid();
                 while let Ok(1) | Err(Errno::INTR) = read(&asked, &mut [0u8]) {
                     if let Ok(None) = fork() {
                         let pid = getpid().as_raw_pid();

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+
+/*
+ * Rule io: an I/O priority above the one that the kernel derives from a nice
+ * value at the floor (task_nice_ioprio()).
+ *
+ * Called by set_task_ioprio() for ioprio_set(2), once for each task that
+ * IOPRIO_WHO_PROCESS, PGRP or USER names; the call stops at the first refusal.
+ * A class of none derives the priority from the nice value, and is allowed. The
+ * bits between class and level are hints for the device.
+ */
+SEC("lsm/task_setioprio")
+int BPF_PROG(task_setioprio, struct task_struct *p, int ioprio, int ret)
+{
+	int class = ioprio >> IOPRIO_CLASS_SHIFT & IOPRIO_CLASS_MASK;
+	int level = ioprio & IOPRIO_LEVEL_MASK;
+	bool forbidden = class == IOPRIO_CLASS_RT ||
+			 (class == IOPRIO_CLASS_BE &&
+			  level < (int)((u32)(config.floor + 20) / 5));
+
+	if (ret)
+		return ret;
+	if (is_of_no_interest(forbidden))
+		return 0;
+	return verdict(guarded(p), forbidden);
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * What a function of the kernel was called with, for the LSM hook further in
+ * that is not told.
+ *
+ * A tracing program is skipped where its task preempted another in the same
+ * program on the same CPU, and an older note may lie there then. So a note
+ * counts only for the task that made it and only as long as that task has not
+ * been switched out: until then nobody else ran on this CPU who could be in the
+ * program still, and so the program was not skipped for a later call either.
+ * Who finds no note that counts must refuse.
+ */
+
+struct note {
+	u64 task; /* that made the call */
+	u64 start;
+	u64 switches;
+
+	/* __sched_setscheduler */
+	u64 target;
+	u64 flags;
+	u32 policy;
+	s32 nice;
+
+	/* proc_sched_autogroup_set_nice */
+	enum guarded who; /* the process named */
+	bool own; /* the writer is in that autogroup too */
+};
+
+enum noted {
+	NOTED_SETSCHEDULER,
+	NOTED_AUTOGROUP,
+	NOTED_CALLS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NOTED_CALLS);
+	__type(key, u32);
+	__type(value, struct note);
+} notes SEC(".maps");
+
+static __always_inline void by_current(struct note *note)
+{
+	struct task_struct *p;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id,
+				       BPF_FUNC_get_current_task_btf)) {
+		p = bpf_get_current_task_btf();
+		note->task = (u64)p;
+		note->start = p->start_boottime;
+		note->switches = p->nvcsw + p->nivcsw;
+		return;
+	}
+	/* before 5.11 */
+	p = (struct task_struct *)bpf_get_current_task();
+	note->task = (u64)p;
+	note->start = BPF_CORE_READ(p, start_boottime);
+	note->switches = BPF_CORE_READ(p, nvcsw) + BPF_CORE_READ(p, nivcsw);
+}
+
+static __always_inline struct note *new_note(u32 noted)
+{
+	struct note *note = bpf_map_lookup_elem(&notes, &noted);
+
+	if (note)
+		by_current(note);
+	return note;
+}
+
+/* The note of the call that the current task is in, or NULL. */
+static __always_inline struct note *note_of_call(u32 noted)
+{
+	struct note *note = bpf_map_lookup_elem(&notes, &noted);
+	struct note now;
+
+	if (!note)
+		return NULL;
+	by_current(&now);
+	if (note->task != now.task || note->start != now.start ||
+	    note->switches != now.switches)
+		return NULL;
+	return note;
+}
