@@ -20,6 +20,14 @@ fn main() {
         ));
     }
 
+    // a static libelf that knows zstd does not bring it along
+    let libelf = Command::new("pkg-config")
+        .args(["--static", "--libs", "libelf"])
+        .output();
+    if libelf.is_ok_and(|libs| String::from_utf8_lossy(&libs.stdout).contains("-lzstd")) {
+        println!("cargo:rustc-link-arg=-lzstd");
+    }
+
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     if let Err(error) = SkeletonBuilder::new()
         .source("bpf/lsm_nice.bpf.c")

@@ -68,17 +68,24 @@ pub fn run(json: bool) -> Result<ExitCode> {
     let children = finding.is_ok();
     print_row("children", &finding, json)?;
 
+    let held = |doors| {
+        try_doors(doors, children)
+            .map_err(|error| if all_there { refused(error) } else { error })
+            .map_err(in_words)
+    };
     for rule in &RULES {
-        let finding = try_doors(rules::doors(&[rule]), children).map_err(in_words);
+        let calls: Vec<_> = rule.doors.iter().map(|door| door.call).collect();
+        let finding = held(rules::doors(&[rule])).map(|()| calls.join(", "));
         print_row(&format!("rule-{}", rule.name), &finding, json)?;
     }
     let doors = rules::doors(&Vec::from_iter(&RULES));
     let usable = doors
         .into_iter()
         .filter(|(_, of_rule)| door(of_rule).is_ok());
-    let trial = try_doors(usable.collect(), children)
-        .map_err(|error| if all_there { refused(error) } else { error })
-        .map_err(in_words);
+    let trial = held(usable.collect()).map(|()| match children {
+        true => "a guard of a child, and of what it started, held".to_string(),
+        false => "a guard of a child held".to_string(),
+    });
     print_row("trial", &trial, json)?;
     Ok(if trial.is_ok() {
         ExitCode::SUCCESS
@@ -88,11 +95,10 @@ pub fn run(json: bool) -> Result<ExitCode> {
 }
 
 /// Starts a guard of nobody, which proves itself on a child and ends.
-fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<String> {
+fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
     for (_, of_rule) in &doors {
         door(of_rule)?;
     }
-    let calls: Vec<_> = doors.iter().map(|(_, door)| door.call).collect();
     let request = Request {
         floor: 0,
         doors,
@@ -102,7 +108,7 @@ fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<String> {
         cgroup: None,
     };
     Guard::start(&mut MaybeUninit::uninit(), &request)?;
-    Ok(format!("held on a child: {}", calls.join(", ")))
+    Ok(())
 }
 
 fn in_words(error: anyhow::Error) -> Failure {

@@ -14,6 +14,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -24,7 +25,7 @@ use crate::cgroup::Cgroup;
 use crate::cli::{Action, Cli};
 use crate::command::Command;
 use crate::guard::{Guard, Request};
-use crate::output::status;
+use crate::output::{printable, status};
 use crate::rules::Rule;
 use crate::target::Target;
 use crate::watch::{Ended, Watch};
@@ -54,17 +55,19 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         words => Some(Command::hold(words)?),
     };
     let cgroup = cli.cgroup.as_deref().map(Cgroup::open).transpose()?;
-    let named: BTreeSet<i32> = cli.pid.iter().copied().collect();
-    let mut pids: Vec<Pid> = named.into_iter().filter_map(Pid::from_raw).collect();
-    pids.extend(command.as_ref().map(|command| command.pid));
-    let itself = pids.is_empty() && cgroup.is_none();
-    if itself {
-        pids.push(getpid());
-    }
-    let targets = pids
-        .iter()
-        .map(|pid| Target::open(*pid))
+    let mut targets = BTreeSet::from_iter(&cli.pid)
+        .into_iter()
+        .filter_map(|pid| Pid::from_raw(*pid))
+        .map(Target::open)
         .collect::<Result<Vec<_>>>()?;
+    if let Some(command) = &command {
+        let word = printable(cli.command[0].as_bytes());
+        targets.push(Target::named(command.pid, &word)?);
+    }
+    let itself = targets.is_empty() && cgroup.is_none();
+    if itself {
+        targets.push(Target::open(getpid())?);
+    }
 
     let rules = cli.rules();
     let mut doors = rules::doors(&rules);
@@ -74,7 +77,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     let request = Request {
         floor: cli.floor,
         doors,
-        processes: pids,
+        processes: targets.iter().map(|target| target.pid).collect(),
         tree: cli.tree,
         children: !cli.no_children && !itself,
         cgroup: cgroup.as_ref(),

@@ -21,12 +21,17 @@ pub struct Target {
 
 impl Target {
     pub fn open(pid: Pid) -> Result<Self> {
+        Self::open_as(pid, name(pid))
+    }
+
+    /// Opens the process that is going to execute `word`.
+    pub fn named(pid: Pid, word: &str) -> Result<Self> {
+        Self::open_as(pid, format!("process {pid} ({word})"))
+    }
+
+    fn open_as(pid: Pid, name: String) -> Result<Self> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| not_opened(pid, error))?;
-        let target = Self {
-            pid,
-            pidfd,
-            name: name(pid),
-        };
+        let target = Self { pid, pidfd, name };
         target.must_run()?;
         Ok(target)
     }

@@ -13,7 +13,7 @@ pub struct Child {
     /// A byte here makes the child fork. It lives until the last writer is gone, so it cannot
     /// outlive lsm-nice.
     ask: Option<OwnedFd>,
-    /// Where the PID of a grandchild comes from.
+    /// Where the PID of each child comes from that is ready.
     answer: OwnedFd,
 }
 
@@ -21,39 +21,45 @@ impl Child {
     pub fn spawn() -> Result<Self> {
         let (asked, ask) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         let (answer, say) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
-        match fork().context("cannot start a child for the trial")? {
-            None => {
-                drop(ask);
-                // an autogroup of its own, which the trial of that door may change
-                let _ = rustix::process::setsid();
-                while let Ok(1) | Err(Errno::INTR) = read(&asked, &mut [0u8]) {
-                    if let Ok(None) = fork() {
-                        let pid = getpid().as_raw_pid();
-                        let _ = write(&say, &pid.to_ne_bytes());
-                        while let Err(Errno::INTR) = read(&asked, &mut [0u8]) {}
-                        exit();
-                    }
-                }
-                while rustix::process::wait(WaitOptions::empty()).is_ok() {}
-                exit()
-            }
-            Some(pid) => Ok(Self {
+        if let Some(pid) = fork().context("cannot start a child for the trial")? {
+            let child = Self {
                 pid,
                 ask: Some(ask),
                 answer,
-            }),
+            };
+            drop(say);
+            child.answer()?;
+            return Ok(child);
         }
+        drop(ask);
+        // an autogroup of its own, which the trial of that door changes, before lsm-nice goes on
+        let _ = rustix::process::setsid();
+        tell_pid(&say);
+        while let Ok(1) | Err(Errno::INTR) = read(&asked, &mut [0u8]) {
+            if let Ok(None) = fork() {
+                tell_pid(&say);
+                while let Err(Errno::INTR) = read(&asked, &mut [0u8]) {}
+                exit();
+            }
+        }
+        while rustix::process::wait(WaitOptions::empty()).is_ok() {}
+        exit()
     }
 
     /// Makes the child fork, and returns the PID of its child.
     pub fn fork(&self) -> Result<Pid> {
-        let mut pid = [0; size_of::<i32>()];
-        self.ask
+        let ask = self
+            .ask
             .as_ref()
-            .and_then(|ask| write(ask, b"f").ok())
-            .and_then(|_| read(&self.answer, &mut pid).ok())
-            .and_then(|_| Pid::from_raw(i32::from_ne_bytes(pid)))
-            .context("the child for the trial cannot start another")
+            .context("the child for the trial is gone")?;
+        write(ask, b"f").context("the child for the trial is gone")?;
+        self.answer()
+    }
+
+    fn answer(&self) -> Result<Pid> {
+        let mut pid = [0; size_of::<i32>()];
+        while let Err(Errno::INTR) = read(&self.answer, &mut pid) {}
+        Pid::from_raw(i32::from_ne_bytes(pid)).context("a child for the trial could not be started")
     }
 }
 
@@ -72,6 +78,10 @@ pub fn fork() -> std::io::Result<Option<Pid>> {
         -1 => Err(std::io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid)),
     }
+}
+
+fn tell_pid(say: &OwnedFd) {
+    let _ = write(say, &getpid().as_raw_pid().to_ne_bytes());
 }
 
 /// Ends a child at once, with none of the exit handlers of lsm-nice.
