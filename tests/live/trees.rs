@@ -354,7 +354,7 @@ fn hammer(command: &str, options: &str, rounds: usize, at_least: usize) {
 }
 
 fn a_tree_that_forks_at_full_speed_does_not_escape() {
-    let rounds = heavy(60);
+    let rounds = heavy(40);
     hammer("hop 3", "--tree", rounds, 4);
 }
 
@@ -379,18 +379,18 @@ impl Drop for FewPids {
 }
 
 fn a_tree_of_short_lines_among_few_pids_does_not_escape() {
-    let rounds = heavy(60);
+    let rounds = heavy(40);
     let _few = FewPids::new();
     hammer("hop 3", "--tree", rounds, 4);
 }
 
 fn threads_made_while_the_guard_starts_are_guarded() {
-    let rounds = heavy(100);
+    let rounds = heavy(60);
     hammer("hop-in-threads 4", "", rounds, 5);
 }
 
 fn exec_by_threads_while_the_guard_starts_sheds_nothing() {
-    let rounds = heavy(60);
+    let rounds = heavy(40);
     hammer("exec-in-threads", "--tree", rounds, 2);
 }
 
