@@ -2,7 +2,8 @@
 //! Compiles bpf/ with clang and generates the skeleton from it.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 use libbpf_cargo::SkeletonBuilder;
@@ -20,15 +21,8 @@ fn main() {
         ));
     }
 
-    // a static libelf that knows zstd does not bring it along
-    let libelf = Command::new("pkg-config")
-        .args(["--static", "--libs", "libelf"])
-        .output();
-    if libelf.is_ok_and(|libs| String::from_utf8_lossy(&libs.stdout).contains("-lzstd")) {
-        println!("cargo:rustc-link-arg=-lzstd");
-    }
-
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    link_libelf(&clang, &out);
     if let Err(error) = SkeletonBuilder::new()
         .source("bpf/lsm_nice.bpf.c")
         .clang(&clang)
@@ -43,6 +37,37 @@ fn main() {
         .build_and_generate(out.join("lsm_nice.skel.rs"))
     {
         fail(&format!("{error:#}"));
+    }
+}
+
+/// What a static libelf needs beyond what libbpf-sys asks the linker for.
+fn link_libelf(clang: &str, out: &Path) {
+    let ask = |args: &[&str]| {
+        let answer = Command::new("pkg-config").args(args).arg("libelf").output();
+        answer.map_or(String::new(), |answer| {
+            String::from_utf8_lossy(&answer.stdout).trim().to_string()
+        })
+    };
+    if ask(&["--static", "--libs"]).contains("-lzstd") {
+        println!("cargo:rustc-link-arg=-l:libzstd.a");
+    }
+    // The archive of elfutils 0.192 (Debian 13) lacks these two. They keep a tree that only
+    // elf_getdata_rawchunk() fills, which libbpf does not call; it starts zeroed and stays empty.
+    if ask(&["--modversion"]) == "0.192" {
+        let source = out.join("libelf_0_192.c");
+        let object = out.join("libelf_0_192.o");
+        let code = "void eu_search_tree_init(void *t) { (void)t; }\n\
+                    void eu_search_tree_fini(void *t, void *f) { (void)t; (void)f; }\n";
+        let compiled = fs::write(&source, code).is_ok()
+            && Command::new(clang)
+                .args(["-O2", "-fPIC", "-c", "-o"])
+                .args([&object, &source])
+                .status()
+                .is_ok_and(|status| status.success());
+        if !compiled {
+            fail("cannot compile what the static library of elfutils 0.192 lacks");
+        }
+        println!("cargo:rustc-link-arg={}", object.display());
     }
 }
 

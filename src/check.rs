@@ -124,12 +124,9 @@ pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
     if error.downcast_ref::<Failure>().is_some() {
         return error;
     }
-    // first what a user without rights should hear, who cannot mount securityfs either
-    let missing = capable().err().or_else(|| {
-        REQUIREMENTS
-            .iter()
-            .find_map(|(_, requirement)| requirement().err())
-    });
+    let missing = REQUIREMENTS
+        .iter()
+        .find_map(|(_, requirement)| requirement().err());
     let open = || {
         doors.iter().find_map(|(rule, of_rule)| {
             let failure = door(of_rule).err()?;
@@ -216,8 +213,8 @@ pub fn preemption() -> Finding {
     if version >= Some(SKIPS) && version < Some(NO_SKIPS) && is_preemptible() {
         return Err(Failure::new(
             format!(
-                "this kernel, {release}, preempts a task inside a BPF LSM program, and skips the \
-                 program for others until that task goes on; Linux 6.2 does not"
+                "this kernel, {release}, may preempt a task inside a BPF LSM program, and then skips \
+                 the program for others until that task goes on; Linux 6.2 does not"
             ),
             boot_parameter("preempt=voluntary"),
         ));
@@ -281,16 +278,15 @@ pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
 /// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be
 /// read it is taken as so.
 fn is_preemptible() -> bool {
-    let built = rustix::system::uname()
-        .version()
-        .to_string_lossy()
-        .into_owned();
-    let mut words = built.split(' ').filter(|word| word.starts_with("PREEMPT"));
-    match words.next() {
+    let uname = rustix::system::uname();
+    let built = uname.version().to_string_lossy();
+    match built.split(' ').find(|word| word.starts_with("PREEMPT")) {
         None => false,
         Some("PREEMPT_DYNAMIC") => {
             let mode = debugfs("sched/preempt").unwrap_or_default();
-            !(mode.contains("(none)") || mode.contains("(voluntary)"))
+            !["(none)", "(voluntary)"]
+                .iter()
+                .any(|off| mode.contains(off))
         }
         Some(_) => true,
     }
@@ -418,7 +414,8 @@ fn boot_parameter(parameter: &str) -> String {
     }
 }
 
-fn capable() -> Finding {
+/// Whether lsm-nice has the rights that a guard takes.
+pub fn capable() -> Finding {
     let held = capabilities(None)
         .map_err(|error| Failure {
             what: format!("cannot read the capabilities of lsm-nice: {error}"),

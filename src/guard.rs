@@ -81,6 +81,7 @@ pub struct Guard<'obj> {
 
 impl<'obj> Guard<'obj> {
     pub fn start(object: &'obj mut MaybeUninit<OpenObject>, request: &Request<'_>) -> Result<Self> {
+        check::capable()?;
         check::preemption()?;
         let child = Child::spawn()?;
         if request.is_plain() {
