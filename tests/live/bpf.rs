@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::helpers::eventually;
 use libbpf_rs::MapType;
 use libbpf_rs::query::{BtfInfoIter, LinkInfoIter, MapInfoIter, ProgInfoIter};
 use libbpf_sys::{BPF_LSM_MAC, BPF_PROG_TYPE_LSM};
@@ -118,6 +119,22 @@ impl Loaded {
             btf: BtfInfoIter::default().count(),
         }
     }
+
+    /// The kernel frees some objects only after a grace period: also what earlier tests left may
+    /// have been counted here.
+    #[track_caller]
+    pub fn is_not_exceeded(&self) {
+        let mut now = Self::now();
+        let settled = eventually(|| {
+            now = Self::now();
+            (now.programs <= self.programs
+                && now.links <= self.links
+                && now.maps <= self.maps
+                && now.btf <= self.btf)
+                .then_some(())
+        });
+        assert!(settled.is_some(), "{now:?} are more than {self:?}");
+    }
 }
 
 /// Whether a program of this name is loaded.
@@ -148,6 +165,11 @@ impl Present {
             task_storages: storages.count(),
             programs: sorted(programs.iter().map(|(_, name)| name.clone()).collect()),
         }
+    }
+
+    /// Whether a program of this name is attached.
+    pub fn has(&self, name: &str) -> bool {
+        self.attached.iter().any(|attached| attached == name)
     }
 
     /// What is here beyond what was before.

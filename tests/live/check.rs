@@ -3,7 +3,9 @@
 
 use serde_json::Value;
 
-use crate::helpers::{Lsm, Report, mount_securityfs, securityfs_is_mounted, unmount_securityfs};
+use crate::helpers::{
+    Lsm, Report, has_task_storage, mount_securityfs, securityfs_is_mounted, unmount_securityfs,
+};
 
 tests!(
     check_passes_with_a_row_for_each_requirement,
@@ -56,6 +58,11 @@ pub fn rows(report: &Report) -> Vec<Value> {
     rows
 }
 
+/// Whether this kernel is to have what a row is about: not marks for children on 5.10.
+fn is_here(requirement: &str) -> bool {
+    requirement != "children" || has_task_storage()
+}
+
 fn check_passes_with_a_row_for_each_requirement() {
     let report = Lsm::run("check");
     report.exited(0);
@@ -63,9 +70,14 @@ fn check_passes_with_a_row_for_each_requirement() {
     let rows: Vec<Vec<_>> = report
         .stdout
         .lines()
+        .filter(|line| !line.starts_with(' '))
         .map(|line| line.split_whitespace().take(2).collect())
         .collect();
-    let expected: Vec<_> = REQUIREMENTS.iter().map(|name| vec![*name, "ok"]).collect();
+    let mark = |name| if is_here(name) { "ok" } else { "FAILED" };
+    let expected: Vec<_> = REQUIREMENTS
+        .iter()
+        .map(|name| vec![*name, mark(name)])
+        .collect();
     assert_eq!(rows, expected, "{report}");
 }
 
@@ -73,7 +85,11 @@ fn check_speaks_json() {
     let report = Lsm::run("check --json");
     report.exited(0);
     for row in rows(&report) {
-        assert!(row["ok"] == true && row["fix"].is_null(), "{report}");
+        let here = row["requirement"].as_str().is_some_and(is_here);
+        assert!(
+            row["ok"] == here && row["fix"].is_null() == here,
+            "{report}"
+        );
     }
 }
 
@@ -97,6 +113,7 @@ fn check_names_what_a_restricted_root_lacks() {
     let failed: Vec<_> = failed
         .iter()
         .filter_map(|row| row["requirement"].as_str())
+        .filter(|requirement| is_here(requirement))
         .collect();
     assert_eq!(
         failed,

@@ -62,7 +62,7 @@ fn says_the_same(words: &[&str], change: impl Fn(&mut Command)) -> String {
 }
 
 fn the_first_act_of_a_command_is_refused() {
-    for _ in 0..20 {
+    for _ in 0..5 {
         let report = run(&["--", "live", "act", "setpriority", "0", "0", "-1"]);
         report.exited(0).counted(1);
         assert_eq!(report.stdout, format!("{}\n", libc::EPERM), "{report}");
@@ -374,9 +374,9 @@ fn kill_9_of_lsm_nice_leaves_the_command_free() {
 }
 
 fn a_command_that_lsm_nice_did_not_live_to_guard_does_not_run() {
-    for delay in 0..40 {
+    for delay in 0..20 {
         let lsm = Lsm::launch(&["lsm-nice", "--", "echo", "started"], |_| {});
-        thread::sleep(Duration::from_millis(delay * 3));
+        thread::sleep(Duration::from_millis(delay * 10));
         lsm.signal(Signal::KILL);
         let report = lsm.wait();
         if report.stderr.contains("guarding") {

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Some("agent") => agent::serve(),
         Some("act") => agent::act(&words[1..].join(" ")),
         Some("again") => kin::exec_again(),
-        Some("storm") => storm::rage(),
+        Some("rage") => storm::rage(),
         Some("leaf") => storm::leaf(),
         _ => {}
     }
