@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::helpers::{self, eventually};
-use crate::kin;
+use crate::{doors, kin};
 
 /// An agent that runs until it is dropped.
 pub struct Agent {
@@ -175,7 +175,7 @@ fn obey(commands: impl BufRead) {
             "clone" => clone_as(number(1)).map_or_else(Errno::raw_os_error, |_| 0),
             "exec" => exec_in_thread(),
             "leave" => leave(),
-            _ => kin::obey(&words),
+            _ => doors::obey(&words).unwrap_or_else(|| kin::obey(&words)),
         });
     }
 }

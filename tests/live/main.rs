@@ -23,7 +23,9 @@ mod bpf;
 mod cgroups;
 mod check;
 mod commands;
+mod doors;
 mod ends;
+mod fuzz;
 mod helpers;
 mod inherit;
 mod kin;
@@ -31,10 +33,14 @@ mod namespaces;
 mod nice;
 mod old;
 mod refusals;
+mod rules;
+mod scope;
 mod starts;
 mod storm;
+mod sys;
 mod targets;
 mod trees;
+mod writes;
 
 use std::env;
 use std::fs;
@@ -56,6 +62,10 @@ fn main() -> ExitCode {
     let suite = match env::var("LIVE_SUITE").as_deref() {
         Ok("guard") | Err(env::VarError::NotPresent) => [
             ("nice", nice::tests()),
+            ("doors", doors::trials()),
+            ("rules", rules::trials()),
+            ("scope", scope::trials()),
+            ("fuzz", fuzz::tests()),
             ("targets", targets::tests()),
             ("namespaces", namespaces::tests()),
             ("ends", ends::tests()),
