@@ -298,7 +298,7 @@ fn signals_of_the_terminal_reach_the_command_once() {
     };
     // Says what it got at once; `wait` is what a trap interrupts.
     let script = "trap 'echo INT' INT; sleep 1000 & echo ready; while :; do wait; done";
-    let lsm = Lsm::launch(&["lsm-nice", "--", "sh", "-c", script], |command| {
+    let mut lsm = Lsm::launch(&["lsm-nice", "--", "sh", "-c", script], |command| {
         command.stdin(slave());
         // SAFETY: system calls alone.
         unsafe {
@@ -310,17 +310,18 @@ fn signals_of_the_terminal_reach_the_command_once() {
             });
         }
     });
-    let count = || lsm.stdout().matches("INT\n").count();
+    let count = |lsm: &Lsm| lsm.stdout().matches("INT\n").count();
     eventually(|| lsm.stdout().contains("ready").then_some(())).expect("a COMMAND that waits");
     for sent in 1..=TIMES {
         master.write_all(b"\x03").expect("a terminal");
-        eventually(|| (count() >= sent).then_some(())).expect("a SIGINT of the terminal");
-        assert_eq!(count(), sent, "SIGINTs, of {sent} that were typed");
+        eventually(|| (count(&lsm) >= sent).then_some(())).expect("a SIGINT of the terminal");
+        assert_eq!(count(&lsm), sent, "SIGINTs, of {sent} that were typed");
     }
-    // One that lsm-nice alone gets is handed on, in the same way.
+    // One that lsm-nice alone gets is handed on. It would be lost in one that still waits there.
+    lsm.must_still_guard();
     lsm.signal(Signal::INT);
-    eventually(|| (count() > TIMES).then_some(())).expect("a SIGINT that is handed on");
-    assert_eq!(count(), TIMES + 1);
+    eventually(|| (count(&lsm) > TIMES).then_some(())).expect("a SIGINT that is handed on");
+    assert_eq!(count(&lsm), TIMES + 1);
     let command = child_of(lsm.pid());
     let sleeping = child_of(command);
     kill_process(pid(command), Signal::KILL).expect("COMMAND");

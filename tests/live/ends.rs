@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::agent::Agent;
 use crate::bpf::Loaded;
-use crate::helpers::{Lsm, accepts, eventually, heavy, refuses, renice, status_field};
+use crate::helpers::{Lsm, accepts, heavy, refuses, renice, status_field};
 
 tests!(
     sigint_ends_the_guard_and_gives_the_right_back,

@@ -12,8 +12,8 @@ use crate::agent::Agent;
 use crate::bpf::{Loaded, Present};
 use crate::cgroups::Cgroup;
 use crate::helpers::{
-    Lsm, accepts, child_of, children, descendants, eventually, heavy, pid, refuses, set_nice,
-    status_field, threads,
+    Lsm, accepts, child_of, children, descendants, heavy, pid, refuses, set_nice, status_field,
+    threads,
 };
 
 tests!(
