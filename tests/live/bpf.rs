@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! BPF as others use it on the same machine: programs of theirs on our hook, and what is loaded.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -142,50 +143,51 @@ pub fn is_loaded(name: &str) -> bool {
     ProgInfoIter::default().any(|program| program.name == name)
 }
 
-/// What the kernel holds, by name.
+/// What the kernel holds, by id: what an earlier test has left may go at any time.
 pub struct Present {
-    pub programs: Vec<String>,
+    programs: BTreeMap<u32, String>,
     /// The programs that have a link, so that they are called.
-    pub attached: Vec<String>,
-    pub task_storages: usize,
+    attached: BTreeSet<u32>,
+    task_storages: BTreeSet<u32>,
 }
 
 impl Present {
     pub fn now() -> Self {
-        let programs: Vec<_> = ProgInfoIter::default()
-            .map(|program| (program.id, program.name.to_string_lossy().into_owned()))
-            .collect();
-        let attached = LinkInfoIter::default().filter_map(|link| {
-            let (_, name) = programs.iter().find(|(id, _)| *id == link.prog_id)?;
-            Some(name.clone())
-        });
-        let storages = MapInfoIter::default().filter(|map| map.ty == MapType::TaskStorage);
         Self {
-            attached: sorted(attached.collect()),
-            task_storages: storages.count(),
-            programs: sorted(programs.iter().map(|(_, name)| name.clone()).collect()),
+            programs: ProgInfoIter::default()
+                .map(|program| (program.id, program.name.to_string_lossy().into_owned()))
+                .collect(),
+            attached: LinkInfoIter::default().map(|link| link.prog_id).collect(),
+            task_storages: MapInfoIter::default()
+                .filter(|map| map.ty == MapType::TaskStorage)
+                .map(|map| map.id)
+                .collect(),
         }
     }
 
+    /// What is here and was not before.
+    pub fn without(&self, before: &Self) -> Added {
+        let new = |id: &&u32| !before.programs.contains_key(*id);
+        let name = |id: &u32| self.programs.get(id).cloned();
+        Added {
+            programs: sorted(self.programs.keys().filter(new).filter_map(name).collect()),
+            attached: sorted(self.attached.iter().filter(new).filter_map(name).collect()),
+            task_storages: (&self.task_storages - &before.task_storages).len(),
+        }
+    }
+}
+
+/// What has been loaded meanwhile: names, sorted.
+pub struct Added {
+    pub programs: Vec<String>,
+    pub attached: Vec<String>,
+    pub task_storages: usize,
+}
+
+impl Added {
     /// Whether a program of this name is attached.
     pub fn has(&self, name: &str) -> bool {
         self.attached.iter().any(|attached| attached == name)
-    }
-
-    /// What is here beyond what was before.
-    pub fn without(mut self, before: &Self) -> Self {
-        for (now, before) in [
-            (&mut self.programs, &before.programs),
-            (&mut self.attached, &before.attached),
-        ] {
-            for name in before {
-                if let Some(at) = now.iter().position(|present| present == name) {
-                    now.remove(at);
-                }
-            }
-        }
-        self.task_storages -= before.task_storages;
-        self
     }
 }
 
