@@ -25,7 +25,6 @@ pub const FLAG_RESET_ON_FORK: u64 = 0x01;
 pub const FLAG_KEEP_POLICY: u64 = 0x08;
 pub const FLAG_KEEP_PARAMS: u64 = 0x10;
 pub const FLAG_UTIL_CLAMP_MIN: u64 = 0x20;
-pub const FLAG_UTIL_CLAMP_MAX: u64 = 0x40;
 
 pub const IO_PROCESS: i64 = 1;
 pub const IO_PGRP: i64 = 2;
@@ -159,15 +158,17 @@ static MAPPED: LazyLock<()> = LazyLock::new(|| {
     assert_eq!(address.addr() as i64, LOW, "a mapping at a low address");
 });
 
-/// Puts an argument of a system call at [`LOW`], and zeroes behind it.
+/// Puts an argument of a system call at [`LOW`]. All behind it is zeroes.
 pub fn poke(bytes: &[u8]) {
+    const ROOM: usize = 256;
     LazyLock::force(&MAPPED);
     let low = std::ptr::with_exposed_provenance_mut::<u8>(LOW as usize);
     // SAFETY: the pages are mapped for good, and nobody has a reference into them; what is written
     // fits, as the slice below would panic otherwise.
     unsafe {
-        low.write_bytes(0, 2 * 4096);
-        std::slice::from_raw_parts_mut(low, 2 * 4096)[..bytes.len()].copy_from_slice(bytes);
+        let room = std::slice::from_raw_parts_mut(low, ROOM);
+        room[bytes.len()..].fill(0);
+        room[..bytes.len()].copy_from_slice(bytes);
     }
 }
 
