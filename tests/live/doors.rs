@@ -73,7 +73,7 @@ pub fn obey(words: &[&str]) -> Option<i32> {
 
 /// In a session of its own, and so in an autogroup of its own.
 pub fn with_session() -> Agent {
-    Agent::with(|command| in_session(command))
+    Agent::with(in_session)
 }
 
 pub fn in_session(command: &mut Command) {
@@ -551,7 +551,7 @@ fn use_stale_notes(words: &[&str]) -> i32 {
     for round in 0..rounds {
         // what passes first, or fails before it is noted
         match round % 12 {
-            0 | 1 | 2 => assert!(write(&other_file, b"-5"), "another session"),
+            0..=2 => assert!(write(&other_file, b"-5"), "another session"),
             3 => assert!(nice(5), "a nice value above the floor"),
             4 => assert!(write(&own_file, b"5"), "a nice value above the floor"),
             5 => assert!(attr(other, -5), "another process"),
