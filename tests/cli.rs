@@ -114,6 +114,16 @@ fn a_negative_floor_is_no_option() {
 }
 
 #[test]
+fn an_unknown_rule_is_wrong_usage_and_the_known_ones_are_listed() {
+    for rules in ["fifo", "nice,fifo", "nice,", "NICE", "nice sched", ""] {
+        is_wrong_usage(&["--rule", rules], "nice, sched, io");
+        is_wrong_usage(&["-r", "sched", "-r", rules], "nice, sched, io");
+    }
+    is_wrong_usage(&["--rule"], "--rule");
+    is_wrong_usage(&["check", "--rule", "nice"], "--rule");
+}
+
+#[test]
 fn what_lsm_nice_does_not_know_is_wrong_usage() {
     is_wrong_usage(&["--no-such-option"], "--no-such-option");
     is_wrong_usage(&["-x"], "-x");
