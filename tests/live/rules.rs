@@ -38,6 +38,7 @@ tests!(
     bad_ioprio_set_keeps_the_kernels_errno,
     a_process_that_is_at_real_time_io_already_is_named,
     rule_nice_alone_lets_fifo_and_io_pass,
+    rule_nice_alone_refuses_what_resets_a_child_above_the_floor,
     rule_sched_alone_lets_nice_and_io_pass,
     rule_io_alone_lets_nice_and_fifo_pass,
     by_default_io_is_not_guarded,
@@ -570,6 +571,19 @@ fn rules(options: &str, refused: [bool; 3]) {
 
 fn rule_nice_alone_lets_fifo_and_io_pass() {
     rules("--rule nice", [true, false, false]);
+}
+
+/// The kernel puts the child of a real-time process that is to be reset at nice 0 (sched_fork()).
+fn rule_nice_alone_refuses_what_resets_a_child_above_the_floor() {
+    let target = Agent::at_nice(15);
+    let pid = target.pid;
+    let _lsm = Lsm::start(&format!("--pid {pid} -n 10 --rule nice"));
+    let set = |policy| Outside.setscheduler(Native, pid, policy, 1);
+    let fifo = i64::from(FIFO);
+    let resets = Attr::real_time(FIFO, 1).flags(FLAG_RESET_ON_FORK);
+    refused(pid, "FIFO, reset", || set(fifo | RESET_ON_FORK));
+    refused(pid, "FIFO, reset", || Outside.setattr(Native, pid, &resets));
+    allowed(pid, "FIFO", || set(fifo));
 }
 
 fn rule_sched_alone_lets_nice_and_io_pass() {

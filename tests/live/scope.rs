@@ -14,11 +14,11 @@ use rustix::thread::gettid;
 use crate::agent::Agent;
 use crate::cgroups::Cgroup;
 use crate::doors::with_session;
-use crate::helpers::{Lsm, accepts, eventually, has_task_storage, nice_of, refuses};
+use crate::helpers::{Lsm, eventually, refuses};
 use crate::sys::{
     Attr, EXT, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY, FLAG_UTIL_CLAMP_MIN, IO_BE, IO_PROCESS,
-    IO_RT, Native, OTHER, Outside, RESET_ON_FORK, Within, allowed, autogroup, autogroup_file,
-    effective_priority, has_policy, io, refused, state,
+    IO_RT, Native, OTHER, Outside, Within, allowed, autogroup, autogroup_file, effective_priority,
+    has_policy, io, refused, state,
 };
 use crate::writes::has_uring;
 
@@ -34,7 +34,6 @@ tests!(
     so_priority_inheritance_is_out_of_scope,
     so_a_sched_ext_scheduler_is_out_of_scope,
     so_an_io_context_that_an_unguarded_process_shares_is_out_of_scope,
-    so_the_nice_that_reset_on_fork_gives_is_out_of_scope,
 );
 
 /// Ignored where the kernel has no such way.
@@ -47,7 +46,6 @@ pub fn trials() -> Vec<Trial> {
         (!has_uclamp(), "uclamp"),
         (!has_slices(), "slice"),
         (!has_policy(EXT), "sched_ext"),
-        (!has_task_storage(), "reset_on_fork"),
     ];
     tests()
         .into_iter()
@@ -295,19 +293,4 @@ fn so_an_io_context_that_an_unguarded_process_shares_is_out_of_scope() {
     refused(pid, "real-time", || set(pid));
     assert_eq!(set(child), Ok(()));
     assert_eq!(state(pid).io, io(IO_RT, 0));
-}
-
-/// The kernel puts the child of a real-time process at nice 0, which may be above the ceiling.
-fn so_the_nice_that_reset_on_fork_gives_is_out_of_scope() {
-    let mut target = Agent::at_nice(15);
-    let pid = target.pid;
-    let _lsm = Lsm::start(&format!("--pid {pid} -n 10 --rule nice"));
-    let fifo = i64::from(FIFO) | RESET_ON_FORK;
-    let set = Within(&mut target).setscheduler(Native, 0, fifo, 1);
-    assert_eq!(set, Ok(()));
-    let child = target.child("fork");
-    assert_eq!((state(child).policy, nice_of(child)), (OTHER, 0));
-    refuses(child, 0);
-    accepts(child, 10);
-    assert_eq!(Outside.setscheduler(Native, pid, OTHER.into(), 0), Ok(()));
 }
