@@ -3,18 +3,24 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::Mutex;
 
 use libbpf_rs::PrintLevel;
 
-/// Writes one status line to stderr. A reader that has gone is no reason to end a guard.
+/// Writes one status line to stderr.
 macro_rules! status {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "lsm-nice: {}", format_args!($($arg)*));
-    }};
+    ($($arg:tt)*) => {
+        $crate::output::write_line(format!("lsm-nice: {}\n", format_args!($($arg)*)))
+    };
 }
 pub(crate) use status;
+
+/// One write(2) a line, so that nobody reads half of it, and other writers do not come in between.
+/// A reader that has gone is no reason to end a guard.
+pub fn write_line(line: String) {
+    let _ = io::stderr().write_all(line.as_bytes());
+}
 
 /// An error in the user's terms, and what to do about it.
 #[derive(Debug)]
@@ -45,10 +51,7 @@ impl Error for Failure {}
 pub fn error(error: &anyhow::Error) {
     status!("error: {error:#}");
     match error.chain().find_map(|cause| cause.downcast_ref()) {
-        Some(Failure { fix: Some(fix), .. }) => {
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "  fix: {fix}");
-        }
+        Some(Failure { fix: Some(fix), .. }) => write_line(format!("  fix: {fix}\n")),
         Some(Failure { fix: None, .. }) => {}
         None => {
             for line in LIBBPF_LOG.lock().iter().flat_map(|log| log.iter()) {
