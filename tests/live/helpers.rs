@@ -431,12 +431,17 @@ pub fn status_field(pid: i32, field: &str) -> Option<String> {
 
 /// Whether this kernel can mark tasks, which every guard but that of a single process needs.
 pub fn has_task_storage() -> bool {
+    kernel_is(5, 13)
+}
+
+/// Whether this kernel is of that version or later.
+pub fn kernel_is(major: u32, minor: u32) -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse::<u32>().expect("the version of a kernel"));
-    (numbers.next(), numbers.next()) >= (Some(5), Some(13))
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 const SECURITYFS: &str = "/sys/kernel/security";

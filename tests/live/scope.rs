@@ -14,7 +14,7 @@ use rustix::thread::gettid;
 use crate::agent::Agent;
 use crate::cgroups::Cgroup;
 use crate::doors::with_session;
-use crate::helpers::{Lsm, eventually, refuses};
+use crate::helpers::{Lsm, eventually, kernel_is, refuses};
 use crate::sys::{
     Attr, EXT, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY, FLAG_UTIL_CLAMP_MIN, IO_BE, IO_PROCESS,
     IO_RT, Native, OTHER, Outside, Within, allowed, autogroup, autogroup_file, effective_priority,
@@ -46,6 +46,8 @@ pub fn trials() -> Vec<Trial> {
         (!has_uclamp(), "uclamp"),
         (!has_slices(), "slice"),
         (!has_policy(EXT), "sched_ext"),
+        // 7.3 does not show what is lent in /proc/PID/stat
+        (kernel_is(7, 0), "priority_inheritance"),
     ];
     tests()
         .into_iter()
