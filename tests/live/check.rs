@@ -101,6 +101,9 @@ fn check_mounts_securityfs() {
 }
 
 fn check_names_what_a_restricted_root_lacks() {
+    if !securityfs_is_mounted() {
+        mount_securityfs();
+    }
     let report = Lsm::run_in(
         &["setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin"],
         "check --json",
