@@ -33,13 +33,13 @@ int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
 static __always_inline enum guarded
 guarded_autogroup(struct task_struct *writer)
 {
-	struct note *note = note_of_call(NOTED_AUTOGROUP);
+	struct note note;
 
-	if (!note)
+	if (!note_of_call(NOTED_AUTOGROUP, &note))
 		return GUARDED;
-	if (note->who == UNGUARDED && note->own)
+	if (note.who == UNGUARDED && note.own)
 		return guarded(writer);
-	return note->who;
+	return note.who;
 }
 
 /*

@@ -11,10 +11,15 @@
  * Who finds no note that counts must refuse.
  */
 
-struct note {
-	u64 task; /* that made the call */
+/* The current task, until it is switched out. */
+struct caller {
+	u64 task;
 	u64 start;
 	u64 switches;
+};
+
+struct note {
+	struct caller caller;
 
 	/* __sched_setscheduler */
 	u64 target;
@@ -40,23 +45,25 @@ struct {
 	__type(value, struct note);
 } notes SEC(".maps");
 
-static __always_inline void by_current(struct note *note)
+static __always_inline struct caller current_caller(void)
 {
+	struct caller caller;
 	struct task_struct *p;
 
 	if (bpf_core_enum_value_exists(enum bpf_func_id,
 				       BPF_FUNC_get_current_task_btf)) {
 		p = bpf_get_current_task_btf();
-		note->task = (u64)p;
-		note->start = p->start_boottime;
-		note->switches = p->nvcsw + p->nivcsw;
-		return;
+		caller.task = (u64)p;
+		caller.start = p->start_boottime;
+		caller.switches = p->nvcsw + p->nivcsw;
+		return caller;
 	}
 	/* before 5.11 */
 	p = (struct task_struct *)bpf_get_current_task();
-	note->task = (u64)p;
-	note->start = BPF_CORE_READ(p, start_boottime);
-	note->switches = BPF_CORE_READ(p, nvcsw) + BPF_CORE_READ(p, nivcsw);
+	caller.task = (u64)p;
+	caller.start = BPF_CORE_READ(p, start_boottime);
+	caller.switches = BPF_CORE_READ(p, nvcsw) + BPF_CORE_READ(p, nivcsw);
+	return caller;
 }
 
 static __always_inline struct note *new_note(u32 noted)
@@ -64,21 +71,29 @@ static __always_inline struct note *new_note(u32 noted)
 	struct note *note = bpf_map_lookup_elem(&notes, &noted);
 
 	if (note)
-		by_current(note);
+		note->caller = current_caller();
 	return note;
 }
 
-/* The note of the call that the current task is in, or NULL. */
-static __always_inline struct note *note_of_call(u32 noted)
+/*
+ * Copies the note of the call that the current task is in; false where there is
+ * none. Who preempts the task here may make a note in the same place, so the
+ * copy counts only if the task was not switched out meanwhile.
+ */
+static __always_inline bool note_of_call(u32 noted, struct note *copy)
 {
 	struct note *note = bpf_map_lookup_elem(&notes, &noted);
-	struct note now;
+	struct caller before, after;
 
 	if (!note)
-		return NULL;
-	by_current(&now);
-	if (note->task != now.task || note->start != now.start ||
-	    note->switches != now.switches)
-		return NULL;
-	return note;
+		return false;
+	before = current_caller();
+	barrier();
+	*copy = *note;
+	barrier();
+	after = current_caller();
+	return before.switches == after.switches &&
+	       copy->caller.task == after.task &&
+	       copy->caller.start == after.start &&
+	       copy->caller.switches == after.switches;
 }

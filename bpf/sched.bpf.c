@@ -58,21 +58,21 @@ static __always_inline bool forbids_class(u32 policy, bool resets_on_fork)
  */
 static __always_inline bool forbids_attr(struct task_struct *p)
 {
-	struct note *note = note_of_call(NOTED_SETSCHEDULER);
+	struct note note;
 	bool keeps_policy, keeps_params;
 	u32 policy;
 
-	if (!note || note->target != (u64)p)
+	if (!note_of_call(NOTED_SETSCHEDULER, &note) || note.target != (u64)p)
 		return true;
-	keeps_policy = (s32)note->policy < 0;
-	keeps_params = note->flags & SCHED_FLAG_KEEP_PARAMS;
+	keeps_policy = (s32)note.policy < 0;
+	keeps_params = note.flags & SCHED_FLAG_KEEP_PARAMS;
 	if (keeps_policy && keeps_params)
 		return false;
-	policy = keeps_policy ? p->policy : note->policy;
-	if (forbids_class(policy, note->flags & SCHED_FLAG_RESET_ON_FORK))
+	policy = keeps_policy ? p->policy : note.policy;
+	if (forbids_class(policy, note.flags & SCHED_FLAG_RESET_ON_FORK))
 		return true;
 	return config.rules & RULE_NICE && !keeps_params &&
-	       note->nice < config.floor && (keeps_policy || has_nice(policy));
+	       note.nice < config.floor && (keeps_policy || has_nice(policy));
 }
 
 /*
