@@ -49,8 +49,8 @@ lint:
 	@tests/setup
 	cargo fmt --check
 	clang-format --dry-run -Werror $(C_FILES)
-	cargo clippy --all-targets -- -D warnings
-	cargo clippy --test live -- -D warnings
+	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --test live -- -D warnings
 
 live: build
 	@exe=$$(cargo test --release --test live --no-run --message-format=json-render-diagnostics | \
@@ -59,14 +59,14 @@ live: build
 	cp "$$exe" $(LIVE)
 
 test: lint live ## format, clippy, unit and command-line tests, live tests in a VM
-	cargo test
+	cargo test --release
 	LIVE_HEAVY=$(HEAVY) tests/kernels $(BIN) $(LIVE) 6.12
 
 test-kernels: setup live ## the live tests on every kernel of KERNELS, and without bpf in lsm=
 	@LIVE_HEAVY=$(HEAVY) tests/kernels $(BIN) $(LIVE) $(KERNELS) 6.12:refusals 5.10:refusals
 
 test-heavy: setup live ## the live tests on 6.12 with the full counts
-	@LIVE_HEAVY=100 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
+	@LIVE_HEAVY=100 SHARDS=1 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
 
 fmt: ## format the Rust and C sources
 	cargo fmt

@@ -3,7 +3,8 @@
 //!
 //! Environment: LIVE_SUITE is `guard` (the default: a kernel on which a guard must hold) or
 //! `refusals` (a kernel booted without bpf in `lsm=`); LIVE_HEAVY is the share of the heavy tests'
-//! rounds that are run, in percent.
+//! rounds that are run, in percent; LIVE_SHARD is `N/OF`, the Nth of OF parts of the suite, for several
+//! VMs at once.
 
 // Calls the functions that are named, as tests of those names. One that is not named is dead code,
 // which the compiler reports.
@@ -75,9 +76,20 @@ fn main() -> ExitCode {
         .into_iter()
         .flat_map(of_kind)
         .chain(of_kernels())
-        .collect(),
+        .collect::<Vec<_>>(),
         Ok("refusals") => of_kind(("refusals", refusals::tests())),
         other => return fail(&format!("LIVE_SUITE is guard or refusals, not {other:?}")),
+    };
+    let suite = match env::var("LIVE_SHARD") {
+        Ok(shard) => match part(suite, &shard) {
+            Some(part) => part,
+            None => {
+                return fail(&format!(
+                    "LIVE_SHARD is N/OF, 1/2 for example, not {shard:?}"
+                ));
+            }
+        },
+        Err(_) => suite,
     };
     if !args.list {
         if let Err(why) = in_the_vm() {
@@ -117,6 +129,15 @@ fn of_kernels() -> Vec<Trial> {
             .map(move |test| test.with_ignored_flag(!here))
     })
     .collect()
+}
+
+/// Every OFth test from the Nth on: the long ones stand together.
+fn part(suite: Vec<Trial>, shard: &str) -> Option<Vec<Trial>> {
+    let (n, of) = shard.split_once('/')?;
+    let (n, of): (usize, usize) = (n.parse().ok()?, of.parse().ok()?);
+    (1..=of)
+        .contains(&n)
+        .then(|| suite.into_iter().skip(n - 1).step_by(of).collect())
 }
 
 fn fail(why: &str) -> ExitCode {
