@@ -368,6 +368,9 @@ fn sigterm_ends_the_guard_of_a_daemon_once_the_command_has_exited() {
 fn kill_9_of_lsm_nice_leaves_the_command_free() {
     let lsm = Lsm::command(&["--", "sleep", "1000"]);
     let command = child_of(lsm.pid());
+    // lsm-nice says that it guards before it lets COMMAND go
+    let runs = || (status_field(command, "Name")? == "sleep").then_some(());
+    assert_eq!(eventually(runs), Some(()), "COMMAND is to run");
     refuses(command, -1);
     lsm.kill();
     accepts(command, -1);

@@ -322,12 +322,15 @@ fn a_guard_inside_a_container_takes_the_tree() {
     lsm.end().counted(tree.len() as u64 + 1);
 }
 
-/// Who in a cgroup can be raised. Nobody runs meanwhile.
-fn free(cgroup: &Cgroup) -> (usize, Vec<i32>) {
+/// Who in a cgroup is not refused, and what he gets. Nobody runs meanwhile.
+fn free(cgroup: &Cgroup) -> (usize, Vec<(i32, Result<(), Errno>)>) {
     let processes = cgroup.freeze();
     let tasks: Vec<_> = processes.into_iter().flat_map(threads).collect();
-    let mut free = tasks.clone();
-    free.retain(|&task| set_nice(task, -1) != Err(Errno::PERM));
+    let free = tasks
+        .iter()
+        .map(|&task| (task, set_nice(task, -1)))
+        .filter(|(_, result)| *result != Err(Errno::PERM))
+        .collect();
     cgroup.thaw();
     (tasks.len(), free)
 }
