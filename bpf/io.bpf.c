@@ -18,9 +18,19 @@ int BPF_PROG(task_setioprio, struct task_struct *p, int ioprio, int ret)
 			 (class == IOPRIO_CLASS_BE &&
 			  level < (int)((u32)(config.floor + 20) / 5));
 
+	struct request request = {
+		.hook = HOOK_TASK_SETIOPRIO,
+		.call = CALL_IOPRIO_SET,
+		.rule = RULE_IO,
+		.forbidden = forbidden,
+		.known = true,
+		.asked = {ioprio},
+		.target = p,
+	};
+
 	if (ret)
 		return ret;
 	if (is_of_no_interest(forbidden))
 		return 0;
-	return verdict(guarded(p), forbidden);
+	return verdict(guarded(p), &request);
 }

@@ -14,9 +14,11 @@ struct state state;
 
 /* puts types that no map has into the skeleton */
 struct walked *unused_walked;
+struct event *unused_event;
 enum rule unused_rule;
 
 #include "guarded.h"
+#include "report.h"
 #include "verdict.h"
 #include "syscall.h"
 #include "note.h"

@@ -20,6 +20,7 @@ int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
 	if (!note)
 		return 0;
 	writer = (struct task_struct *)bpf_get_current_task();
+	note->target = (u64)p;
 	note->who = guarded(p);
 	note->own = BPF_CORE_READ(writer, signal, autogroup) ==
 		    p->signal->autogroup;
@@ -31,12 +32,17 @@ int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
  * a guarded @writer, whichever process of it is named.
  */
 static __always_inline enum guarded
-guarded_autogroup(struct task_struct *writer)
+guarded_autogroup(struct task_struct *writer, struct request *request)
 {
-	struct note note;
+	struct note note = {};
 
+	request->call = CALL_AUTOGROUP;
+	request->target = NULL;
 	if (!note_of_call(NOTED_AUTOGROUP, &note))
-		return GUARDED;
+		return state.trial.tgid && asked_by_lsm_nice() ? TRIAL :
+								 GUARDED;
+	/* what is written to holds the task */
+	request->target = (struct task_struct *)note.target;
 	if (note.who == UNGUARDED && note.own)
 		return guarded(writer);
 	return note.who;
@@ -54,14 +60,28 @@ guarded_autogroup(struct task_struct *writer)
 SEC("lsm/task_setnice")
 int BPF_PROG(task_setnice, struct task_struct *p, int nice, int ret)
 {
-	bool forbidden = nice < config.floor;
+	struct request request = {
+		.hook = HOOK_TASK_SETNICE,
+		.call = CALL_SETPRIORITY,
+		.rule = RULE_NICE,
+		.forbidden = nice < config.floor,
+		.known = true,
+		.asked = {nice},
+		.target = p,
+	};
+	enum call call;
 
 	if (ret)
 		return ret;
-	if (is_of_no_interest(forbidden))
+	if (is_of_no_interest(request.forbidden))
 		return 0;
-	if (config.autogroup && p->pid == (int)bpf_get_current_pid_tgid() &&
-	    current_call().nr != CALL_SETPRIORITY)
-		return verdict(guarded_autogroup(p), forbidden);
-	return verdict(guarded(p), forbidden);
+	if (p->pid == (int)bpf_get_current_pid_tgid()) {
+		call = current_syscall().call;
+		if (call == CALL_NICE)
+			request.call = CALL_NICE;
+		else if (config.autogroup && call != CALL_SETPRIORITY)
+			return verdict(guarded_autogroup(p, &request),
+				       &request);
+	}
+	return verdict(guarded(p), &request);
 }

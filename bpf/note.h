@@ -21,14 +21,16 @@ struct caller {
 struct note {
 	struct caller caller;
 
+	u64 target; /* the task that it names */
+
 	/* __sched_setscheduler */
-	u64 target;
 	u64 flags;
 	u32 policy;
+	u32 priority;
 	s32 nice;
 
 	/* proc_sched_autogroup_set_nice */
-	enum guarded who; /* the process named */
+	enum guarded who; /* the target */
 	bool own; /* the writer is in that autogroup too */
 };
 

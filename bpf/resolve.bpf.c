@@ -23,6 +23,7 @@ SEC("lsm/task_getscheduler")
 int BPF_PROG(resolve, struct task_struct *p, int ret)
 {
 	struct mark new = {.guarded = state.mark_as};
+	struct task_struct *caller;
 
 	if (ret)
 		return ret;
@@ -35,6 +36,11 @@ int BPF_PROG(resolve, struct task_struct *p, int ret)
 	}
 	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;
+	if (config.events) {
+		caller = (struct task_struct *)bpf_get_current_task();
+		state.pidns_level = BPF_CORE_READ(caller, thread_pid, level);
+		state.asked_at = bpf_ktime_get_boot_ns();
+	}
 	state.answers++;
 	return 0;
 }

@@ -23,6 +23,7 @@ int BPF_PROG(note_setscheduler, struct task_struct *p,
 	note->target = (u64)p;
 	note->flags = attr->sched_flags;
 	note->policy = attr->sched_policy;
+	note->priority = attr->sched_priority;
 	note->nice = attr->sched_nice;
 	return 0;
 }
@@ -39,16 +40,33 @@ static __always_inline bool is_above_other(u32 policy)
 	return !has_nice(policy) && policy != SCHED_IDLE;
 }
 
-/*
- * Whether a rule forbids a class. With reset-on-fork the child of a real-time
- * process gets nice 0 (sched_fork()), which may be below the floor.
- */
-static __always_inline bool forbids_class(u32 policy, bool resets_on_fork)
+static __always_inline void ask_nice(struct request *request, int nice)
 {
-	if (!is_above_other(policy))
-		return false;
-	return config.rules & RULE_SCHED ||
-	       (config.rules & RULE_NICE && resets_on_fork && config.floor > 0);
+	request->rule = RULE_NICE;
+	request->forbidden = nice < config.floor;
+	request->known = true;
+	request->asked[0] = nice;
+}
+
+/*
+ * With reset-on-fork the child of a real-time process gets nice 0
+ * (sched_fork()), which may be below the floor.
+ */
+static __always_inline void ask_class(struct request *request, u32 policy,
+				      int priority, bool resets_on_fork)
+{
+	bool above_other = is_above_other(policy);
+
+	if (above_other && resets_on_fork && config.floor > 0 &&
+	    !(config.rules & RULE_SCHED)) {
+		ask_nice(request, 0);
+		return;
+	}
+	request->rule = RULE_SCHED;
+	request->forbidden = above_other && config.rules & RULE_SCHED;
+	request->known = true;
+	request->asked[0] = policy;
+	request->asked[1] = priority;
 }
 
 /*
@@ -56,44 +74,66 @@ static __always_inline bool forbids_class(u32 policy, bool resets_on_fork)
  * has, which may change until it is used: the nice value is then taken as one
  * that counts.
  */
-static __always_inline bool forbids_attr(struct task_struct *p)
+static __always_inline void ask_attr(struct request *request,
+				     struct task_struct *p)
 {
-	struct note note;
+	struct note note = {};
 	bool keeps_policy, keeps_params;
 	u32 policy;
 
-	if (!note_of_call(NOTED_SETSCHEDULER, &note) || note.target != (u64)p)
-		return true;
+	if (!note_of_call(NOTED_SETSCHEDULER, &note) || note.target != (u64)p) {
+		request->rule = config.rules & RULE_SCHED ? RULE_SCHED :
+							    RULE_NICE;
+		request->forbidden = true;
+		return;
+	}
 	keeps_policy = (s32)note.policy < 0;
 	keeps_params = note.flags & SCHED_FLAG_KEEP_PARAMS;
 	if (keeps_policy && keeps_params)
-		return false;
+		return;
 	policy = keeps_policy ? p->policy : note.policy;
-	if (forbids_class(policy, note.flags & SCHED_FLAG_RESET_ON_FORK))
-		return true;
-	return config.rules & RULE_NICE && !keeps_params &&
-	       note.nice < config.floor && (keeps_policy || has_nice(policy));
+	ask_class(request, policy, note.priority,
+		  note.flags & SCHED_FLAG_RESET_ON_FORK);
+	if (!request->forbidden && config.rules & RULE_NICE && !keeps_params &&
+	    (keeps_policy || has_nice(policy)))
+		ask_nice(request, note.nice);
+}
+
+/* The real-time priority, at which no rule looks. */
+static __always_inline int noted_priority(struct task_struct *p)
+{
+	struct note note = {};
+
+	if (!note_of_call(NOTED_SETSCHEDULER, &note) || note.target != (u64)p)
+		return -1;
+	return note.priority;
 }
 
 /*
- * Whether a rule forbids what the current task asks of @p. What is above
- * SCHED_OTHER since before the guard is not given other parameters of its
- * class; nothing gets there while the guard stands, so the policy of @p can be
- * relied on. sched_setscheduler(2) and sched_setparam(2) fill in the nice value
- * that @p has, which is no request.
+ * What the current task asks of @p. What is above SCHED_OTHER since before the
+ * guard is not given other parameters of its class; nothing gets there while
+ * the guard stands, so the policy of @p can be relied on.
+ * sched_setscheduler(2) and sched_setparam(2) fill in the nice value that @p
+ * has, which is no request.
  */
-static __always_inline bool forbids(struct task_struct *p, struct call *call)
+static __always_inline void ask(struct request *request, struct task_struct *p)
 {
-	switch (call->nr) {
+	struct syscall now = current_syscall();
+
+	request->call = now.call;
+	switch (now.call) {
 	case CALL_SETSCHEDULER:
-		return forbids_class(call->policy & ~SCHED_RESET_ON_FORK,
-				     call->policy & SCHED_RESET_ON_FORK);
+		ask_class(request, now.policy & ~SCHED_RESET_ON_FORK, -1,
+			  now.policy & SCHED_RESET_ON_FORK);
+		break;
 	case CALL_SETPARAM:
-		return forbids_class(p->policy, false);
+		ask_class(request, p->policy, -1, false);
+		break;
 	case CALL_SETATTR:
-		return forbids_attr(p);
+		ask_attr(request, p);
+		break;
 	default:
-		return false;
+		break;
 	}
 }
 
@@ -106,14 +146,17 @@ static __always_inline bool forbids(struct task_struct *p, struct call *call)
 SEC("lsm/task_setscheduler")
 int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 {
-	struct call call;
-	bool forbidden;
+	struct request request = {
+		.hook = HOOK_TASK_SETSCHEDULER,
+		.target = p,
+	};
 
 	if (ret)
 		return ret;
-	call = current_call();
-	forbidden = forbids(p, &call);
-	if (is_of_no_interest(forbidden))
+	ask(&request, p);
+	if (is_of_no_interest(request.forbidden))
 		return 0;
-	return verdict(guarded(p), forbidden);
+	if (config.events && request.rule == RULE_SCHED && request.asked[1] < 0)
+		request.asked[1] = noted_priority(p);
+	return verdict(guarded(p), &request);
 }

@@ -5,16 +5,8 @@
  * with are the kernel's own copy, which nothing changes during the call.
  */
 
-enum call_nr {
-	CALL_OTHER,
-	CALL_SETPRIORITY, /* and nice(2) */
-	CALL_SETPARAM,
-	CALL_SETSCHEDULER,
-	CALL_SETATTR,
-};
-
-struct call {
-	enum call_nr nr;
+struct syscall {
+	enum call call;
 	u32 policy; /* that sched_setscheduler(2) asks for */
 };
 
@@ -25,23 +17,26 @@ struct call {
 /* asm/page_64_types.h, without KASAN */
 #define THREAD_SIZE 16384
 
-static __always_inline enum call_nr compat_call(u32 nr)
+static __always_inline enum call compat_call(u32 nr)
 {
 	switch (nr) {
 	case 34:
+		return CALL_NICE;
 	case 97:
 		return CALL_SETPRIORITY;
 	case 154:
 		return CALL_SETPARAM;
 	case 156:
 		return CALL_SETSCHEDULER;
+	case 289:
+		return CALL_IOPRIO_SET;
 	case 351:
 		return CALL_SETATTR;
 	}
 	return CALL_OTHER;
 }
 
-static __always_inline enum call_nr native_call(u32 nr)
+static __always_inline enum call native_call(u32 nr)
 {
 	switch (nr & ~X32_SYSCALL_BIT) {
 	case 141:
@@ -50,6 +45,8 @@ static __always_inline enum call_nr native_call(u32 nr)
 		return CALL_SETPARAM;
 	case 144:
 		return CALL_SETSCHEDULER;
+	case 251:
+		return CALL_IOPRIO_SET;
 	case 314:
 		return CALL_SETATTR;
 	}
@@ -60,9 +57,9 @@ static __always_inline enum call_nr native_call(u32 nr)
  * A kernel thread has no registers of user space, and a worker of io_uring has
  * those of whatever call it was made in: neither is in a call of its own.
  */
-static __always_inline struct call current_call(void)
+static __always_inline struct syscall current_syscall(void)
 {
-	struct call call = {};
+	struct syscall now = {};
 	struct task_struct *p;
 	struct pt_regs *regs;
 
@@ -70,29 +67,29 @@ static __always_inline struct call current_call(void)
 				       BPF_FUNC_task_pt_regs)) {
 		p = bpf_get_current_task_btf();
 		if (p->flags & (PF_KTHREAD | PF_IO_WORKER))
-			return call;
+			return now;
 		regs = (struct pt_regs *)bpf_task_pt_regs(p);
 		if (p->thread_info.status & TS_COMPAT) {
-			call.nr = compat_call(regs->orig_ax);
-			call.policy = regs->cx;
+			now.call = compat_call(regs->orig_ax);
+			now.policy = regs->cx;
 		} else {
-			call.nr = native_call(regs->orig_ax);
-			call.policy = regs->si;
+			now.call = native_call(regs->orig_ax);
+			now.policy = regs->si;
 		}
-		return call;
+		return now;
 	}
 	/* before 5.15 */
 	p = (struct task_struct *)bpf_get_current_task();
 	if (BPF_CORE_READ(p, flags) & (PF_KTHREAD | PF_IO_WORKER))
-		return call;
+		return now;
 	regs = BPF_CORE_READ(p, stack) + THREAD_SIZE -
 	       bpf_core_type_size(struct pt_regs);
 	if (BPF_CORE_READ(p, thread_info.status) & TS_COMPAT) {
-		call.nr = compat_call(BPF_CORE_READ(regs, orig_ax));
-		call.policy = BPF_CORE_READ(regs, cx);
+		now.call = compat_call(BPF_CORE_READ(regs, orig_ax));
+		now.policy = BPF_CORE_READ(regs, cx);
 	} else {
-		call.nr = native_call(BPF_CORE_READ(regs, orig_ax));
-		call.policy = BPF_CORE_READ(regs, si);
+		now.call = native_call(BPF_CORE_READ(regs, orig_ax));
+		now.policy = BPF_CORE_READ(regs, si);
 	}
-	return call;
+	return now;
 }

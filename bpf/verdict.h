@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* What is done with a request that a rule forbids, or does not. */
+/* What is done with a request. */
 
 /*
  * Counting keeps the branch: folded into arithmetic, the return value would be
@@ -11,14 +11,35 @@ static __always_inline int refuse(u64 *count)
 	return -EPERM;
 }
 
-static __always_inline int verdict(enum guarded who, bool forbidden)
+static __always_inline int judge(struct request *request)
+{
+	int ret = 0;
+
+	if (!request->forbidden) {
+		if (!config.allowed || !(request->rule & config.rules))
+			return 0;
+		__sync_fetch_and_add(&state.counters.allowed, 1);
+		report(request, ALLOWED);
+		return 0;
+	}
+	if (config.audit) {
+		__sync_fetch_and_add(&state.counters.audited, 1);
+		report(request, AUDITED);
+		return 0;
+	}
+	ret = refuse(&state.counters.denied);
+	report(request, DENIED);
+	return ret;
+}
+
+static __always_inline int verdict(enum guarded who, struct request *request)
 {
 	switch (who) {
 	case GUARDED:
-		return forbidden ? refuse(&state.denied) : 0;
+		return judge(request);
 	case TRIAL:
 		__sync_fetch_and_add(&state.trial_seen, 1);
-		return forbidden ? refuse(&state.trial_denied) : 0;
+		return request->forbidden ? refuse(&state.trial_denied) : 0;
 	default:
 		return 0;
 	}
@@ -26,9 +47,10 @@ static __always_inline int verdict(enum guarded who, bool forbidden)
 
 /*
  * Whether a hook may end here, before it is known who is guarded: nobody asks
- * for what a rule forbids, and no trial counts what it sees.
+ * for what a rule forbids, no trial counts what it sees, and what is allowed is
+ * not reported.
  */
 static __always_inline bool is_of_no_interest(bool forbidden)
 {
-	return !forbidden && !state.trial.tgid;
+	return !forbidden && !config.allowed && !state.trial.tgid;
 }

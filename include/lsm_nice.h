@@ -31,6 +31,66 @@ enum rule {
 	RULE_IO = 4,
 };
 
+/* What was decided of a request. */
+enum verdict {
+	DENIED,
+	AUDITED, /* would have been denied */
+	ALLOWED,
+};
+
+enum hook {
+	HOOK_TASK_SETNICE,
+	HOOK_TASK_SETSCHEDULER,
+	HOOK_TASK_SETIOPRIO,
+};
+
+/* The system calls that a hook is called for. */
+enum call {
+	CALL_OTHER,
+	CALL_NICE,
+	CALL_SETPRIORITY,
+	CALL_AUTOGROUP, /* write(2) to /proc/PID/autogroup */
+	CALL_SETPARAM,
+	CALL_SETSCHEDULER,
+	CALL_SETATTR,
+	CALL_IOPRIO_SET,
+};
+
+/* A task as messages name it. */
+struct named {
+	int pid; /* of its process, in the PID namespace of lsm-nice, */
+	int tid; /* and of the task; 0 where it is not to be seen there */
+	u8 comm[16];
+};
+
+/*
+ * What the kernel side reports of one request. The values are, by rule:
+ *
+ *	nice	asked: nice value; had: nice value
+ *	sched	asked: policy, real-time priority or -1; had: the same
+ *	io	asked: ioprio; had: ioprio
+ */
+struct event {
+	u64 time; /* CLOCK_BOOTTIME, in the initial time namespace, ns */
+	enum verdict verdict;
+	enum rule rule;
+	enum hook hook;
+	enum call call;
+	struct named target;
+	struct named caller;
+	u32 uid; /* the caller's real one, in the initial user namespace */
+	u32 known; /* yes or no: asked holds what was asked */
+	s64 asked[3];
+	s64 had[2];
+	u8 exe[64]; /* file name of the caller's executable, or its start */
+};
+
+_Static_assert(sizeof(struct event) == 184 &&
+		       __builtin_offsetof(struct event, target) == 24 &&
+		       __builtin_offsetof(struct event, asked) == 80 &&
+		       __builtin_offsetof(struct event, exe) == 120,
+	       "the same on both sides, and no padding");
+
 /* Set before the load, so that the verifier folds it into the code. */
 struct config {
 	struct process target; /* the one process of the plain case */
@@ -48,6 +108,9 @@ struct config {
 	u32 children; /* and what they start later */
 	u32 cgroup; /* the tasks of state.cgroup are guarded */
 	u32 autogroup; /* note_autogroup is attached */
+	u32 audit; /* nothing is refused */
+	u32 events; /* requests are reported, */
+	u32 allowed; /* also those that are allowed */
 };
 
 /* A cgroup of the unified hierarchy. Its id is never used again. */
@@ -57,9 +120,17 @@ struct cgroup_place {
 	u16 pad[3];
 };
 
+/* The requests for guarded processes, by what was decided. */
+struct counters {
+	u64 denied;
+	u64 audited;
+	u64 allowed; /* with config.allowed */
+	u64 lost; /* of them, not reported: no room, or no reader */
+};
+
 /* What changes while the programs are attached. */
 struct state {
-	u64 denied; /* requests refused, of guarded processes */
+	struct counters counters;
 	struct cgroup_place cgroup;
 
 	struct process trial; /* the child, while it is tried on */
@@ -70,6 +141,9 @@ struct state {
 	struct process resolved;
 	struct cgroup_place resolved_cgroup;
 	u64 answers;
+	u64 asked_at; /* as event.time */
+	u32 pidns_level; /* of lsm-nice's PID namespace */
+	u32 deaf; /* yes or no: nobody reads the reports any more */
 	enum guarded mark_as; /* what a process asked for becomes */
 
 	u32 tree; /* yes or no: the walk marks the children of the marked too */

@@ -23,6 +23,7 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __s32 s32;
 typedef __u64 u64;
+typedef __s64 s64;
 typedef _Bool bool;
 #define true 1
 #define false 0
@@ -47,6 +48,9 @@ typedef _Bool bool;
 #define SCHED_FLAG_RESET_ON_FORK 0x01
 #define SCHED_FLAG_KEEP_PARAMS 0x10
 
+/* linux/sched/prio.h: nice 0 as static_prio */
+#define DEFAULT_PRIO 120
+
 /* uapi/linux/ioprio.h */
 #define IOPRIO_CLASS_SHIFT 13
 #define IOPRIO_CLASS_MASK 7
@@ -57,6 +61,7 @@ typedef _Bool bool;
 /* uapi/linux/bpf.h */
 enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 /* for CO-RE to ask whether the kernel has them */
@@ -97,6 +102,14 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct pid_namespace {
+	struct ns_common ns;
+};
+
 /* whole, as pid.numbers is indexed */
 struct upid {
 	int nr;
@@ -108,6 +121,14 @@ struct pid {
 	struct upid numbers[];
 };
 
+struct autogroup {
+	int nice;
+};
+
+struct io_context {
+	unsigned short ioprio;
+};
+
 struct signal_struct {
 	struct autogroup *autogroup;
 };
@@ -116,6 +137,7 @@ struct sched_attr {
 	u32 sched_policy;
 	u64 sched_flags;
 	s32 sched_nice;
+	u32 sched_priority;
 };
 
 /* x86 */
@@ -129,12 +151,40 @@ struct thread_info {
 	u32 status;
 };
 
+struct inode {
+	void *i_private;
+};
+
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+	struct inode *d_inode;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct file {
+	struct path f_path;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int __state;
 	void *stack;
 	unsigned int flags;
+	int static_prio;
+	unsigned int rt_priority;
 	unsigned int policy;
+	struct mm_struct *mm;
 	int exit_state;
 	int pid;
 	int tgid;
@@ -144,6 +194,8 @@ struct task_struct {
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	u64 start_boottime;
+	char comm[16];
+	struct io_context *io_context;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
 };
@@ -151,18 +203,6 @@ struct task_struct {
 /* before 5.14 */
 struct task_struct___state {
 	long state;
-};
-
-struct inode {
-	void *i_private;
-};
-
-struct dentry {
-	struct inode *d_inode;
-};
-
-struct path {
-	struct dentry *dentry;
 };
 
 struct seq_file;

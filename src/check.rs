@@ -19,7 +19,7 @@ use rustix::mount::{
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
-use crate::guard::{self, Guard, NOTE, Request};
+use crate::guard::{self, Guard, NOTE, Reports, Request};
 use crate::output::{Failure, status};
 use crate::rules::{self, Door, RULES, RuleDoor};
 
@@ -36,6 +36,8 @@ type Finding = Result<String, Failure>;
 
 /// The first kernel that has task storage for iterators, by which processes are marked.
 const TASK_STORAGE: (u32, u32) = (5, 13);
+/// The first kernel that has ring buffers.
+const RING_BUFFER: (u32, u32) = (5, 8);
 /// The kernels that skip an LSM program whose caller preempted another run of it, and fail to find
 /// a mark likewise.
 const SKIPS: (u32, u32) = (5, 12);
@@ -110,6 +112,8 @@ fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
         tree: false,
         children,
         cgroup: None,
+        audit: false,
+        reports: Reports::Nothing,
     };
     Guard::start(&mut MaybeUninit::uninit(), &request)?;
     Ok(())
@@ -246,6 +250,19 @@ pub fn task_storage() -> Result<(), Failure> {
                  this is {release}"
             ),
             "guard a single process: lsm-nice --no-children --rule nice --pid PID",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether events can be reported.
+pub fn ring_buffer() -> Result<(), Failure> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    if version(&release) < Some(RING_BUFFER) {
+        return Err(Failure::new(
+            format!("to report events takes Linux 5.8, and this is {release}"),
+            "--quiet guards without",
         ));
     }
     Ok(())

@@ -31,6 +31,9 @@ All threads of a process are guarded, and what it starts from then on (not with 
 What is asked for counts, not what a process has: a nice value below the floor is refused also
 where it would be a step down.
 
+Each refusal is a line on stdout: who asked, for whom, by which call, from what to what. A summary
+comes on stderr at the end, and whenever lsm-nice is sent SIGUSR1.
+
 The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
 or when the cgroup is removed. With COMMAND a signal is handed on to it while it runs, and
 lsm-nice stays until all that COMMAND started has exited, a daemon in the background too.
@@ -90,7 +93,19 @@ pub struct Cli {
     #[arg(long)]
     pub best_effort: bool,
 
-    /// Show libbpf's log
+    /// Report what would be refused, refuse nothing
+    #[arg(long)]
+    pub audit: bool,
+
+    /// Print events as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print no events
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Print what is allowed for guarded processes too, and libbpf's log
     #[arg(short, long)]
     pub verbose: bool,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::linux::fs::MetadataExt;
 use std::ptr;
 use std::thread;
@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Iter, Link, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Iter, Link, OpenObject, ProgramMut, RingBuffer, RingBufferBuilder};
 use plain::Plain;
 use rustix::process::{Pid, getpid};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::cgroup::Cgroup;
 use crate::check;
@@ -28,9 +29,20 @@ mod skel {
 use skel::types::{cgroup_place, guarded, process, state};
 use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
 
-pub use skel::types::{rule as bits, walked};
+/// All that lsm_nice.h declares.
+pub use skel::types as shared;
+pub use skel::types::{counters, event, walked};
 // SAFETY: numbers alone, for which every byte sequence is valid.
 unsafe impl Plain for walked {}
+// SAFETY: as above.
+unsafe impl Plain for event {}
+// The other half is in lsm_nice.h.
+const _: () = assert!(
+    size_of::<event>() == 184
+        && offset_of!(event, target) == 24
+        && offset_of!(event, asked) == 80
+        && offset_of!(event, exe) == 120
+);
 
 /// Rounds of marking before a start is given up.
 const MOST_ROUNDS: usize = 1000;
@@ -53,6 +65,17 @@ pub struct Request<'a> {
     /// What the guarded start later too.
     pub children: bool,
     pub cgroup: Option<&'a Cgroup>,
+    /// Nothing is refused.
+    pub audit: bool,
+    pub reports: Reports,
+}
+
+/// The requests for guarded processes that are reported.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Reports {
+    Nothing,
+    Forbidden,
+    All,
 }
 
 impl Request<'_> {
@@ -87,12 +110,40 @@ pub struct Guard<'obj> {
     skel: LsmNiceSkel<'obj>,
     links: Vec<Link>,
     walk: Option<Link>,
+    clock: Clock,
+    pub audit: bool,
+}
+
+/// What the clock of lsm-nice's time namespace is ahead of the kernel's own, ns.
+#[derive(Clone, Copy, Default)]
+pub struct Clock(i64);
+
+impl Clock {
+    /// From the time that the kernel saw between two that lsm-nice has seen.
+    fn set(&mut self, before: i64, kernel: u64, after: i64) {
+        let kernel = kernel.cast_signed();
+        let agrees = (before..=after).contains(&kernel);
+        self.0 = if agrees { 0 } else { before - kernel };
+    }
+
+    /// How long ago something was at `time` of the kernel's clock, ns.
+    pub fn age(self, time: u64) -> i64 {
+        boot_time() - self.0 - time.cast_signed()
+    }
+}
+
+fn boot_time() -> i64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 impl<'obj> Guard<'obj> {
     pub fn start(object: &'obj mut MaybeUninit<OpenObject>, request: &Request<'_>) -> Result<Self> {
         check::capable()?;
         check::preemption()?;
+        if request.reports != Reports::Nothing {
+            check::ring_buffer()?;
+        }
         let child = Child::spawn()?;
         if request.is_plain() {
             return Self::start_plain(object, request, &child);
@@ -107,9 +158,8 @@ impl<'obj> Guard<'obj> {
         if request.cgroup.is_some() {
             programs.push("resolve_cgroup");
         }
-        let mut open = open(object, &programs)?;
+        let mut open = open(object, &programs, request)?;
         let config = config(&mut open)?;
-        configure(config, request);
         config.marks = request.marks().into();
         config.children = request.children.into();
         config.cgroup = request.cgroup.is_some().into();
@@ -129,10 +179,17 @@ impl<'obj> Guard<'obj> {
         }
         links.extend(attach_all(&mut skel, &request.programs())?);
         let walk = Some(attach(&skel.progs.walk)?);
-        let mut guard = Self { skel, links, walk };
+        let clock = Clock::default();
+        let mut guard = Self {
+            skel,
+            links,
+            walk,
+            clock,
+            audit: request.audit,
+        };
         // first of all, as the child may belong to a tree that is to be marked
         write(&mut guard.skel, |state| state.mark_as = guarded::TRIAL)?;
-        let process = ask(&mut guard.skel, child.pid)?;
+        let process = ask(&mut guard.skel, child.pid, &mut guard.clock)?;
         if request.marks() {
             guard.mark(request)?;
         }
@@ -147,30 +204,33 @@ impl<'obj> Guard<'obj> {
         request: &Request<'_>,
         child: &Child,
     ) -> Result<Self> {
-        let (target, process) = {
+        let mut clock = Clock::default();
+        let (target, process, pidns_level) = {
             let mut object = MaybeUninit::uninit();
-            let mut open = open(&mut object, &["resolve"])?;
+            let mut open = open(&mut object, &["resolve"], request)?;
             open.maps.marks.set_autocreate(false)?;
             let mut skel = open.load()?;
             let _link = attach(&skel.progs.resolve)?;
             let target = match request.processes.first() {
-                Some(pid) => ask(&mut skel, *pid)?,
+                Some(pid) => ask(&mut skel, *pid, &mut clock)?,
                 None => process::default(),
             };
-            (target, ask(&mut skel, child.pid)?)
+            let process = ask(&mut skel, child.pid, &mut clock)?;
+            (target, process, read(&mut skel)?.pidns_level)
         };
 
-        let mut open = open(object, &request.programs())?;
-        let config = config(&mut open)?;
-        configure(config, request);
-        config.target = target;
+        let mut open = open(object, &request.programs(), request)?;
+        config(&mut open)?.target = target;
         open.maps.marks.set_autocreate(false)?;
         let mut skel = open.load()?;
+        write(&mut skel, |state| state.pidns_level = pidns_level)?;
         let links = attach_all(&mut skel, &request.programs())?;
         let mut guard = Self {
             skel,
             links,
             walk: None,
+            clock,
+            audit: request.audit,
         };
         guard.try_on(child, process, request)?;
         Ok(guard)
@@ -190,7 +250,7 @@ impl<'obj> Guard<'obj> {
             let before = read(&mut self.skel)?;
             self.guarded_tasks()?;
             for pid in &request.processes {
-                ask(&mut self.skel, *pid)?;
+                ask(&mut self.skel, *pid, &mut self.clock)?;
             }
             let after = read(&mut self.skel)?;
             if after.unmarked != before.unmarked {
@@ -237,13 +297,36 @@ impl<'obj> Guard<'obj> {
             .collect()
     }
 
-    /// Ends the guard, and says how many requests it refused.
-    pub fn end(self) -> Result<u64> {
-        let Self {
-            mut skel, links, ..
-        } = self;
-        drop(links);
-        Ok(read(&mut skel)?.denied)
+    /// Hands each report to `take`, when the ring buffer is asked for them.
+    pub fn reports(&self, mut take: impl FnMut(&event) + 'static) -> Result<RingBuffer<'static>> {
+        let mut builder = RingBufferBuilder::new();
+        builder.add(&self.skel.maps.events, move |bytes| {
+            if let Ok(event) = plain::from_bytes(bytes) {
+                take(event);
+            }
+            0
+        })?;
+        Ok(builder.build()?)
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// From here on every report is lost, and counted so.
+    pub fn report_no_more(&mut self) -> Result<()> {
+        write(&mut self.skel, |state| state.deaf = 1)
+    }
+
+    pub fn counters(&mut self) -> Result<counters> {
+        Ok(read(&mut self.skel)?.counters)
+    }
+
+    /// Ends the guard; what it counted and reported can still be read.
+    pub fn end(&mut self) {
+        self.links.clear();
+        // the last calls that it judges
+        finish_calls();
     }
 
     /// Proves on the child, and where children inherit on a child of it, that each door is shut.
@@ -275,6 +358,7 @@ impl<'obj> Guard<'obj> {
 fn open<'obj>(
     object: &'obj mut MaybeUninit<OpenObject>,
     programs: &[&str],
+    request: &Request<'_>,
 ) -> Result<OpenLsmNiceSkel<'obj>> {
     let mut open = LsmNiceSkelBuilder::default().open(object)?;
     for mut prog in open.open_object_mut().progs_mut() {
@@ -286,21 +370,23 @@ fn open<'obj>(
     }
     let notes = programs.iter().any(|name| name.starts_with(NOTE));
     open.maps.notes.set_autocreate(notes)?;
+    let events = request.reports != Reports::Nothing;
+    open.maps.events.set_autocreate(events)?;
     let pidns = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
     let config = config(&mut open)?;
     config.asker = getpid().as_raw_pid().unsigned_abs();
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
-    Ok(open)
-}
-
-fn configure(config: &mut skel::types::config, request: &Request<'_>) {
     config.floor = request.floor;
     config.rules = request
         .doors
         .iter()
         .fold(0, |rules, (rule, _)| rules | rule.bit);
-    config.autogroup = request.programs().contains(&"note_autogroup").into();
+    config.autogroup = programs.contains(&"note_autogroup").into();
+    config.audit = request.audit.into();
+    config.events = events.into();
+    config.allowed = (request.reports == Reports::All).into();
+    Ok(open)
 }
 
 /// The kernel's functions that programs are attached to, by the name of the program.
@@ -327,8 +413,9 @@ fn config<'a>(open: &'a mut OpenLsmNiceSkel<'_>) -> Result<&'a mut skel::types::
 }
 
 /// The process that the kernel knows by `pid`, a PID of lsm-nice's own namespace (resolve.bpf.c).
-fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
+fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid, clock: &mut Clock) -> Result<process> {
     let before = read(skel)?.answers;
+    let asked = boot_time();
     // SAFETY: takes a number, returns a number.
     if unsafe { libc::sched_getscheduler(pid.as_raw_pid()) } < 0 {
         let error = std::io::Error::last_os_error();
@@ -341,6 +428,7 @@ fn ask(skel: &mut LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
     if state.answers == before {
         return Err(does_not_fire("sched_getscheduler(2)"));
     }
+    clock.set(asked, state.asked_at, boot_time());
     Ok(state.resolved)
 }
 

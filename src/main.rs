@@ -5,6 +5,7 @@ mod cgroup;
 mod check;
 mod cli;
 mod command;
+mod events;
 mod guard;
 mod output;
 mod rules;
@@ -24,7 +25,8 @@ use sd_notify::NotifyState;
 use crate::cgroup::Cgroup;
 use crate::cli::{Action, Cli};
 use crate::command::Command;
-use crate::guard::{Guard, Request};
+use crate::events::Events;
+use crate::guard::{Guard, Reports, Request};
 use crate::output::{printable, status};
 use crate::rules::{Door, Rule};
 use crate::target::Target;
@@ -81,10 +83,20 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         tree: cli.tree,
         children: !cli.no_children && !itself,
         cgroup: cgroup.as_ref(),
+        audit: cli.audit,
+        reports: match (cli.quiet, cli.verbose) {
+            (true, _) => Reports::Nothing,
+            (_, true) => Reports::All,
+            _ => Reports::Forbidden,
+        },
     };
     let mut object = MaybeUninit::uninit();
     let mut guard = Guard::start(&mut object, &request)
         .map_err(|error| check::explain(error, &request.doors))?;
+    let mut events = match cli.quiet {
+        true => None,
+        false => Some(Events::open(&guard, cli.floor, cli.json)?),
+    };
     let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref())?;
     for target in &targets {
         target.must_run()?;
@@ -112,7 +124,11 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
             }
         })
         .collect();
-    status!("guarding {names}: {}", ceilings.join(", "));
+    let how = match cli.audit {
+        true => " (audit: nothing is refused)",
+        false => "",
+    };
+    status!("guarding {names}{how}: {}", ceilings.join(", "));
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");
     }
@@ -123,17 +139,23 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         return Ok(status);
     }
 
-    let ended = watch.wait(&mut guard)?;
-    let denied = guard.end()?;
+    let ended = watch.wait(&mut guard, &mut events)?;
+    guard.end();
+    if let Some(events) = &mut events
+        && let Err(error) = events.finish()
+    {
+        status!("warning: the last events cannot be printed: stdout: {error}");
+    }
+    let summary = watch::summary(&mut guard, events.as_ref())?;
     match ended {
-        Ended::Stopped => status!("the guard has ended: {denied} refused"),
+        Ended::Stopped => status!("the guard has ended: {summary}"),
         Ended::Exited if request.is_plain() => {
-            status!("{names} has exited, and the guard ended: {denied} refused");
+            status!("{names} has exited, and the guard ended: {summary}");
         }
         Ended::Exited => {
-            status!("the last guarded process has exited, and the guard ended: {denied} refused");
+            status!("the last guarded process has exited, and the guard ended: {summary}");
         }
-        Ended::Gone => status!("{names} is gone, and the guard ended: {denied} refused"),
+        Ended::Gone => status!("{names} is gone, and the guard ended: {summary}"),
     }
     command.map_or(Ok(ExitCode::SUCCESS), |command| command.status())
 }

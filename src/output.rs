@@ -76,11 +76,13 @@ pub fn keep_libbpf_log(verbose: bool) {
     }));
 }
 
-/// A name that its owner chose, made harmless for a terminal.
+/// A name that its owner chose, made harmless for a terminal: no control characters, and none that
+/// turn the direction of the text or take no room.
 pub fn printable(name: &[u8]) -> String {
+    let harmless = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
     String::from_utf8_lossy(name)
         .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
+        .map(|c| if harmless(c) { c } else { '?' })
         .collect()
 }
 
@@ -90,6 +92,10 @@ mod tests {
 
     #[test]
     fn a_name_cannot_move_the_cursor() {
-        assert_eq!(printable(b"\x1b[2Jevil\n\xff"), "?[2Jevil?\u{fffd}");
+        assert_eq!(printable(b"\x1b[2Jevil\n\xff"), "?[2Jevil??");
+        assert_eq!(
+            printable("a\u{202e}b\u{9b}c \u{e9}".as_bytes()),
+            "a?b?c \u{e9}"
+        );
     }
 }

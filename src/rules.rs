@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
-use crate::guard::bits;
+use serde_json::{Value, json};
+
+use crate::guard::shared::rule as bits;
 
 /// The range of nice values (setpriority(2)); a lower value is a higher priority.
 pub const HIGHEST: i32 = -20;
@@ -23,6 +25,9 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_RT: i32 = 1;
 const IOPRIO_CLASS_BE: i32 = 2;
 const IOPRIO_CLASS_SHIFT: i32 = 13;
+/// Both the classes and the levels have three bits; hints for the device lie between.
+const IOPRIO_LEVEL_MASK: i64 = 7;
+const SCHED_EXT: i32 = 7; // linux/sched.h, from 6.12 on
 
 /// A new hook is a row here.
 pub struct Rule {
@@ -34,8 +39,15 @@ pub struct Rule {
     pub ceiling: fn(floor: i32) -> String,
     /// How a thread is above the ceiling.
     pub raised: fn(tid: Pid, floor: i32) -> Option<String>,
+    /// A value of an event, as JSON has it (struct event in lsm_nice.h).
+    pub value: fn(&[i64]) -> Value,
+    /// What an event changes, or would, as text has it: from what it had to what is asked.
+    pub change: fn(had: Values<'_>, asked: Values<'_>, floor: i32) -> String,
     pub doors: &'static [Door],
 }
+
+/// None is not known.
+pub type Values<'a> = Option<&'a [i64]>;
 
 /// A way to what a rule refuses.
 pub struct Door {
@@ -56,6 +68,11 @@ pub static RULES: [Rule; 3] = [
         raised: |tid, floor| {
             let nice = getpriority_process(Some(tid)).ok()?;
             (nice < floor).then(|| format!("at nice {nice}, below the floor {floor}"))
+        },
+        value: |values| json!({"nice": values[0]}),
+        change: |had, asked, floor| {
+            let change = change(had, asked, |values| values[0].to_string());
+            format!("nice {change}, floor {floor}")
         },
         doors: &[
             Door {
@@ -82,14 +99,18 @@ pub static RULES: [Rule; 3] = [
         ceiling: |_| "no class above SCHED_OTHER".into(),
         raised: |tid, _| {
             let policy = getscheduler(tid).ok()?;
-            let name = match policy & !libc::SCHED_RESET_ON_FORK {
-                libc::SCHED_FIFO => "SCHED_FIFO",
-                libc::SCHED_RR => "SCHED_RR",
-                libc::SCHED_DEADLINE => "SCHED_DEADLINE",
-                _ => return None,
-            };
-            Some(format!("in {name}"))
+            let policy = policy & !libc::SCHED_RESET_ON_FORK;
+            matches!(
+                policy,
+                libc::SCHED_FIFO | libc::SCHED_RR | libc::SCHED_DEADLINE
+            )
+            .then(|| format!("in {}", policy_name(policy.into())))
         },
+        value: |values| {
+            let priority = (values[1] >= 0).then_some(values[1]);
+            json!({"policy": policy_name(values[0]), "priority": priority})
+        },
+        change: |had, asked, _| change(had, asked, |values| policy_name(values[0])),
         doors: &[Door {
             call: "sched_setscheduler(2), sched_setparam(2), sched_setattr(2)",
             programs: &["note_setscheduler", "task_setscheduler"],
@@ -115,6 +136,13 @@ pub static RULES: [Rule; 3] = [
                 _ => None,
             }
         },
+        value: |values| json!({"class": io_class(values[0]), "level": values[0] & IOPRIO_LEVEL_MASK}),
+        change: |had, asked, _| {
+            change(had, asked, |values| match io_class(values[0]) {
+                "none" => "none".into(),
+                class => format!("{class} {}", values[0] & IOPRIO_LEVEL_MASK),
+            })
+        },
         doors: &[Door {
             call: "ioprio_set(2)",
             programs: &["task_setioprio"],
@@ -128,6 +156,40 @@ const AUTOGROUP: &str = "/proc/PID/autogroup";
 impl Rule {
     pub fn by_name(name: &str) -> Option<&'static Self> {
         RULES.iter().find(|rule| rule.name == name)
+    }
+
+    pub fn by_bit(bit: u32) -> Option<&'static Self> {
+        RULES.iter().find(|rule| rule.bit == bit)
+    }
+}
+
+fn change(had: Values<'_>, asked: Values<'_>, text: fn(&[i64]) -> String) -> String {
+    let text = |values: Values<'_>| values.map_or("?".into(), text);
+    format!("{} -> {}", text(had), text(asked))
+}
+
+fn policy_name(policy: i64) -> String {
+    const NAMES: [(i32, &str); 7] = [
+        (libc::SCHED_OTHER, "SCHED_OTHER"),
+        (libc::SCHED_FIFO, "SCHED_FIFO"),
+        (libc::SCHED_RR, "SCHED_RR"),
+        (libc::SCHED_BATCH, "SCHED_BATCH"),
+        (libc::SCHED_IDLE, "SCHED_IDLE"),
+        (libc::SCHED_DEADLINE, "SCHED_DEADLINE"),
+        (SCHED_EXT, "SCHED_EXT"),
+    ];
+    NAMES
+        .iter()
+        .find(|(number, _)| i64::from(*number) == policy)
+        .map_or(policy.to_string(), |(_, name)| (*name).into())
+}
+
+fn io_class(ioprio: i64) -> &'static str {
+    match ioprio >> IOPRIO_CLASS_SHIFT & IOPRIO_LEVEL_MASK {
+        0 => "none",
+        1 => "real-time",
+        2 => "best-effort",
+        _ => "idle",
     }
 }
 

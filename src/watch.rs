@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! What ends a guard: a signal, the last guarded process, the cgroup.
+//! What happens while a guard stands: events, summaries, and what ends it: a signal, the last guarded
+//! process, the cgroup.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
+use rustix::stdio::stdout;
 
 use crate::cgroup::Cgroup;
 use crate::command::Command;
+use crate::events::Events;
 use crate::guard::{Guard, walked};
 use crate::output::status;
 use crate::target::Target;
@@ -29,7 +34,15 @@ pub struct Watch<'a> {
     command: Option<&'a Target>,
     /// Written by each signal that would end lsm-nice.
     stop: OwnedFd,
+    /// Readable when SIGUSR1 came.
+    asked: OwnedFd,
 }
+
+/// How long events gather while there are many.
+const GATHER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 
 impl<'a> Watch<'a> {
     pub fn new(
@@ -37,6 +50,8 @@ impl<'a> Watch<'a> {
         cgroup: Option<&'a Cgroup>,
         command: Option<&Command>,
     ) -> Result<Self> {
+        // first of all, as the threads that handle signals inherit it
+        let asked = asked_by_signal().context("cannot receive SIGUSR1")?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .context("cannot make an eventfd")?;
         match command {
@@ -49,6 +64,7 @@ impl<'a> Watch<'a> {
             command: command
                 .and_then(|command| targets.iter().find(|target| target.pid == command.pid)),
             stop,
+            asked,
         })
     }
 
@@ -56,7 +72,7 @@ impl<'a> Watch<'a> {
     ///
     /// It waits for one guarded process at a time, the oldest as it is likely to last, and asks the
     /// kernel for another when that has exited.
-    pub fn wait(&self, guard: &mut Guard<'_>) -> Result<Ended> {
+    pub fn wait(&self, guard: &mut Guard<'_>, events: &mut Option<Events>) -> Result<Ended> {
         let mut cgroup = self.cgroup;
         loop {
             let process = self.running(guard)?;
@@ -72,13 +88,12 @@ impl<'a> Watch<'a> {
                     Ended::Exited
                 });
             }
-            let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
-            fds.extend(process.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
-            fds.extend(cgroup.map(|cgroup| PollFd::new(&cgroup.removals, PollFlags::IN)));
-            match poll(&mut fds, None) {
-                Err(Errno::INTR) => continue,
-                result => result.context("cannot wait for the end of the guard")?,
-            };
+            let ends = [
+                Some(self.stop.as_fd()),
+                process.as_ref().map(AsFd::as_fd),
+                cgroup.map(|cgroup| cgroup.removals.as_fd()),
+            ];
+            self.report(guard, events, ends.into_iter().flatten())?;
             if rustix::io::read(&self.stop, &mut [0; 8]).is_ok() {
                 // COMMAND has had the signal; what it left running ends with the guard's end alone
                 match self.command {
@@ -86,6 +101,56 @@ impl<'a> Watch<'a> {
                     _ => return Ok(Ended::Stopped),
                 }
             }
+        }
+    }
+
+    /// Prints events and summaries until one of `ends` is readable.
+    fn report<'fd>(
+        &self,
+        guard: &mut Guard<'_>,
+        events: &mut Option<Events>,
+        ends: impl Iterator<Item = BorrowedFd<'fd>>,
+    ) -> Result<()> {
+        let ends: Vec<_> = ends.collect();
+        let mut gather = false;
+        loop {
+            let out = stdout();
+            let mut fds: Vec<_> = ends
+                .iter()
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+                .collect();
+            fds.push(PollFd::new(&self.asked, PollFlags::IN));
+            match events {
+                Some(events) if events.is_blocked() => fds.push(PollFd::new(&out, PollFlags::OUT)),
+                Some(events) if !gather => {
+                    fds.push(PollFd::from_borrowed_fd(events.ring(), PollFlags::IN));
+                }
+                _ => {}
+            }
+            match poll(&mut fds, gather.then_some(&GATHER)) {
+                Err(Errno::INTR) => continue,
+                result => result.context("cannot wait for the end of the guard")?,
+            };
+            if fds[..ends.len()].iter().any(|fd| !fd.revents().is_empty()) {
+                return Ok(());
+            }
+            if !fds[ends.len()].revents().is_empty() {
+                let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+                let _ = rustix::io::read(&self.asked, &mut info);
+                status!("so far: {}", summary(guard, events.as_ref())?);
+            }
+            gather = match events {
+                Some(open) => match open.print() {
+                    Ok(printed) => printed && !open.is_blocked(),
+                    Err(error) => {
+                        status!("warning: events end here, the guard stands: stdout: {error}");
+                        guard.report_no_more()?;
+                        open.close();
+                        false
+                    }
+                },
+                None => false,
+            };
         }
     }
 
@@ -131,6 +196,40 @@ fn oldest(guard: &mut Guard<'_>) -> Result<Option<walked>> {
     Ok(tasks
         .filter(|task| task.marked != 0 && task.pid != own)
         .min_by_key(|task| task.process.start))
+}
+
+/// What the guard did, in a line.
+pub fn summary(guard: &mut Guard<'_>, events: Option<&Events>) -> Result<String> {
+    let counters = guard.counters()?;
+    let lost = counters.lost + events.map_or(0, Events::undelivered);
+    let mut words = match guard.audit {
+        false => format!("{} refused", counters.denied),
+        true => format!("{} would have been refused", counters.audited),
+    };
+    if counters.allowed > 0 {
+        words += &format!(", {} allowed", counters.allowed);
+    }
+    if lost > 0 {
+        words += &format!(", {lost} events lost");
+    }
+    Ok(words)
+}
+
+/// Makes SIGUSR1 readable, which else would end lsm-nice.
+fn asked_by_signal() -> io::Result<OwnedFd> {
+    // SAFETY: the set is filled before it is used, and a descriptor that is not -1 is new.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
 }
 
 fn duplicate(target: &Target) -> Result<OwnedFd> {

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! Events: what the kernel side reports, printed to stdout as text or JSON.
+
+use std::cell::RefCell;
+use std::env;
+use std::io::{self, IsTerminal};
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use chrono::{DateTime, Local, SecondsFormat, TimeDelta};
+use libbpf_rs::RingBuffer;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, write};
+use rustix::stdio::stdout;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::guard::shared::{self, named};
+use crate::guard::{Clock, Guard, event};
+use crate::output::printable;
+use crate::rules::{Rule, Values};
+
+/// Events that are read at once. The next ones are read when these are written.
+const BATCH: usize = 256;
+/// Batches before the caller may look after something else.
+const BATCHES: usize = 16;
+/// PIPE_BUF: a pipe that has room at all takes as much without blocking.
+const CHUNK: usize = 4096;
+/// How long a reader may take at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The columns of a name and a PID: what keeps the longest line of text under 120.
+const TASK_WIDTH: usize = 18;
+
+pub struct Events {
+    ring: RingBuffer<'static>,
+    lines: Rc<RefCell<Vec<u8>>>,
+    undelivered: u64,
+    closed: bool,
+}
+
+impl Events {
+    pub fn open(guard: &Guard<'_>, floor: i32, json: bool) -> Result<Self> {
+        let lines = Rc::new(RefCell::new(Vec::new()));
+        let printer = Printer {
+            clock: guard.clock(),
+            floor,
+            json,
+            colour: io::stdout().is_terminal()
+                && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        };
+        let out = lines.clone();
+        let ring = guard.reports(move |event| {
+            let line = printer.line(event);
+            out.borrow_mut().extend_from_slice(line.as_bytes());
+        })?;
+        Ok(Self {
+            ring,
+            lines,
+            undelivered: 0,
+            closed: false,
+        })
+    }
+
+    /// Readable where there are events.
+    pub fn ring(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as the ring buffer.
+        unsafe { BorrowedFd::borrow_raw(self.ring.epoll_fd()) }
+    }
+
+    /// Whether the reader has to take something before there can be more.
+    pub fn is_blocked(&self) -> bool {
+        !self.lines.borrow().is_empty()
+    }
+
+    /// How many events were read and could not be printed.
+    pub fn undelivered(&self) -> u64 {
+        self.undelivered
+    }
+
+    /// Prints what is there, as far as the reader takes it without waiting. Says whether there was
+    /// anything.
+    pub fn print(&mut self) -> Result<bool, Errno> {
+        if self.closed {
+            self.discard();
+            return Ok(false);
+        }
+        for batch in 0..BATCHES {
+            if !self.is_blocked() {
+                self.ring.consume_raw_n(BATCH);
+            }
+            if !self.is_blocked() {
+                return Ok(batch > 0);
+            }
+            if !self.write(Duration::ZERO)? {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Prints what is left, unless the reader takes too long.
+    pub fn finish(&mut self) -> Result<(), Errno> {
+        let start = Instant::now();
+        while !self.closed {
+            if !self.is_blocked() && self.ring.consume_raw_n(BATCH) <= 0 {
+                return Ok(());
+            }
+            if !self.write(PATIENCE.saturating_sub(start.elapsed()))? {
+                break;
+            }
+        }
+        self.discard();
+        Ok(())
+    }
+
+    /// Prints no more: the reader is gone.
+    pub fn close(&mut self) {
+        self.closed = true;
+        self.discard();
+    }
+
+    /// Counts what cannot be printed.
+    fn discard(&mut self) {
+        loop {
+            let lines = std::mem::take(&mut *self.lines.borrow_mut());
+            self.undelivered += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            if self.ring.consume_raw_n(BATCH) <= 0 {
+                return;
+            }
+        }
+    }
+
+    /// Writes all lines, or returns false where the reader has not taken any for so long.
+    fn write(&mut self, patience: Duration) -> Result<bool, Errno> {
+        let mut lines = self.lines.borrow_mut();
+        let mut written = 0;
+        let result = loop {
+            let rest = &lines[written..];
+            if rest.is_empty() {
+                break Ok(true);
+            }
+            // shared with others: not to be made non-blocking
+            let out = stdout();
+            let mut fds = [PollFd::new(&out, PollFlags::OUT)];
+            let timeout = Timespec::try_from(patience).unwrap_or_default();
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => break Ok(false),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+            match write(out, &rest[..rest.len().min(CHUNK)]) {
+                Ok(length) => written += length,
+                Err(Errno::INTR | Errno::AGAIN) => break Ok(false),
+                Err(error) => break Err(error),
+            }
+        };
+        lines.drain(..written);
+        result
+    }
+}
+
+struct Printer {
+    clock: Clock,
+    floor: i32,
+    json: bool,
+    colour: bool,
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    time: String,
+    verdict: &'a str,
+    rule: Option<&'a str>,
+    hook: &'a str,
+    call: Option<&'a str>,
+    target: Task,
+    caller: Caller,
+    asked: Option<Value>,
+    had: Option<Value>,
+    floor: i32,
+}
+
+#[derive(Serialize)]
+struct Task {
+    pid: Option<i32>,
+    tid: Option<i32>,
+    comm: String,
+}
+
+#[derive(Serialize)]
+struct Caller {
+    #[serde(flatten)]
+    task: Task,
+    uid: u32,
+    exe: String,
+}
+
+impl Printer {
+    fn line(&self, event: &event) -> String {
+        let line = match self.json {
+            true => self.json(event),
+            false => self.text(event),
+        };
+        line + "\n"
+    }
+
+    fn time(&self, event: &event) -> DateTime<Local> {
+        Local::now() - TimeDelta::nanoseconds(self.clock.age(event.time))
+    }
+
+    fn text(&self, event: &event) -> String {
+        let (verdict, colour) = verdict_of(event);
+        let (on, off) = match self.colour {
+            true => (format!("\x1b[{colour}m"), "\x1b[m"),
+            false => (String::new(), ""),
+        };
+        let time = self.time(event).to_rfc3339_opts(SecondsFormat::Secs, false);
+        let caller = cell(&event.caller);
+        let target = cell(&event.target);
+        let call = call_of(event).unwrap_or_else(|| hook_of(event));
+        let change = Rule::by_bit(event.rule.0).map_or(String::new(), |rule| {
+            (rule.change)(had(event), asked(event), self.floor)
+        });
+        format!(
+            "{time} {on}{verdict:<7}{off} {caller:TASK_WIDTH$} on {target:TASK_WIDTH$} {call} {change}"
+        )
+    }
+
+    fn json(&self, event: &event) -> String {
+        let rule = Rule::by_bit(event.rule.0);
+        let value = |values: &[i64]| rule.map(|rule| (rule.value)(values));
+        let line = Json {
+            time: self
+                .time(event)
+                .to_rfc3339_opts(SecondsFormat::Nanos, false),
+            verdict: verdict_of(event).0,
+            rule: rule.map(|rule| rule.name),
+            hook: hook_of(event),
+            call: call_of(event),
+            target: task(&event.target),
+            caller: Caller {
+                task: task(&event.caller),
+                uid: event.uid,
+                exe: name(&event.exe),
+            },
+            asked: asked(event).and_then(value),
+            had: had(event).and_then(value),
+            floor: self.floor,
+        };
+        // fails only for maps with other keys than strings
+        serde_json::to_string(&line).unwrap_or_default()
+    }
+}
+
+fn verdict_of(event: &event) -> (&'static str, &'static str) {
+    match event.verdict {
+        shared::verdict::DENIED => ("denied", "31"),
+        shared::verdict::AUDITED => ("audited", "33"),
+        _ => ("allowed", "32"),
+    }
+}
+
+fn hook_of(event: &event) -> &'static str {
+    match event.hook {
+        shared::hook::HOOK_TASK_SETNICE => "task_setnice",
+        shared::hook::HOOK_TASK_SETSCHEDULER => "task_setscheduler",
+        _ => "task_setioprio",
+    }
+}
+
+fn call_of(event: &event) -> Option<&'static str> {
+    Some(match event.call {
+        shared::call::CALL_NICE => "nice",
+        shared::call::CALL_SETPRIORITY => "setpriority",
+        shared::call::CALL_AUTOGROUP => "autogroup",
+        shared::call::CALL_SETPARAM => "sched_setparam",
+        shared::call::CALL_SETSCHEDULER => "sched_setscheduler",
+        shared::call::CALL_SETATTR => "sched_setattr",
+        shared::call::CALL_IOPRIO_SET => "ioprio_set",
+        _ => return None,
+    })
+}
+
+fn asked(event: &event) -> Values<'_> {
+    (event.known != 0).then_some(&event.asked)
+}
+
+/// What the target had, as far as it is known who that is.
+fn had(event: &event) -> Values<'_> {
+    (event.target.comm[0] != 0 || event.target.pid != 0).then_some(&event.had)
+}
+
+/// A name and a PID, cut to their columns.
+fn cell(task: &named) -> String {
+    let pid = seen(task.pid).map_or("?".into(), |pid| pid.to_string());
+    let comm = printable(text(&task.comm));
+    let room = TASK_WIDTH - 1 - pid.len();
+    if comm.chars().count() <= room {
+        return format!("{comm} {pid}");
+    }
+    let start: String = comm.chars().take(room - 1).collect();
+    format!("{start}… {pid}")
+}
+
+fn task(task: &named) -> Task {
+    Task {
+        pid: seen(task.pid),
+        tid: seen(task.tid),
+        comm: name(&task.comm),
+    }
+}
+
+/// A PID of lsm-nice's namespace; a task outside of it has none.
+fn seen(pid: i32) -> Option<i32> {
+    (pid != 0).then_some(pid)
+}
+
+/// The bytes before the NUL.
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+fn name(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(text(bytes)).into_owned()
+}
