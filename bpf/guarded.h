@@ -5,8 +5,17 @@
  * that runs, as the verifier knows the constants.
  */
 
+/* A task, also when it has exited. */
+struct task_key {
+	u64 start;
+	int pid;
+	u32 pad;
+};
+
 struct mark {
 	enum guarded guarded;
+	u32 pad;
+	struct task_key creator; /* of who is PENDING */
 };
 
 /* One on every thread, so that exec by any of them loses nothing. */
@@ -17,16 +26,69 @@ struct {
 	__type(value, struct mark);
 } marks SEC(".maps");
 
+/*
+ * The tasks that were marked by others than their creator. Such a one may have
+ * been in fork just then, beyond the program that passes marks on, with a child
+ * that no walk can see yet; and may exit before a walk does.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1); /* set before the load */
+	__type(key, struct task_key);
+	__type(value, enum guarded);
+} marked_late SEC(".maps");
+
+static __always_inline struct task_key key_of(struct task_struct *p)
+{
+	struct task_key key = {
+		.start = p->start_boottime,
+		.pid = p->pid,
+	};
+
+	return key;
+}
+
 static __always_inline struct mark *mark_of(struct task_struct *p)
 {
 	return bpf_task_storage_get(&marks, p, NULL, 0);
 }
 
-/* Gives @p a mark like @mark; false is out of memory. */
+/* Gives @p, which has none, a mark like @mark; false is out of memory. */
 static __always_inline bool mark(struct task_struct *p, struct mark *mark)
 {
 	return bpf_task_storage_get(&marks, p, mark,
 				    BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline enum guarded guarded_by(struct mark *mark)
+{
+	enum guarded *late;
+
+	if (!mark)
+		return UNGUARDED;
+	if (mark->guarded != PENDING)
+		return mark->guarded;
+	late = bpf_map_lookup_elem(&marked_late, &mark->creator);
+	return late ? *late : UNGUARDED;
+}
+
+/* Marks a task that is there already. */
+static __always_inline bool mark_late(struct task_struct *p,
+				      enum guarded guarded)
+{
+	struct mark new = {.guarded = guarded}, *its = mark_of(p);
+	struct task_key key = key_of(p);
+
+	if (bpf_map_update_elem(&marked_late, &key, &guarded, BPF_ANY) ||
+	    (!its && !mark(p, &new))) {
+		__sync_fetch_and_add(&state.unmarked, 1);
+		return false;
+	}
+	if (its)
+		its->guarded = guarded;
+	__sync_fetch_and_add(&state.marked, 1);
+	return true;
 }
 
 /* Still in copy_process() or on its way out of it, and never run. */
@@ -84,6 +146,7 @@ static __always_inline bool cgroup_to_come(struct task_struct *p)
 
 static __always_inline enum guarded guarded(struct task_struct *p)
 {
+	enum guarded who;
 	struct mark *mark;
 
 	if (config.target.tgid && is_process(p, &config.target))
@@ -92,8 +155,9 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 		mark = mark_of(p);
 		if (!mark && is_new(p))
 			mark = mark_to_come(p);
-		if (mark)
-			return mark->guarded;
+		who = guarded_by(mark);
+		if (who != UNGUARDED)
+			return who;
 	} else if (is_process(p, &state.trial)) {
 		return TRIAL;
 	}

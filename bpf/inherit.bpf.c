@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 /* What a marked task starts is marked before anybody can see it. */
 
-static __always_inline struct mark *inherited(u64 clone_flags)
+/* What the child of the current task is to carry; false is nothing. */
+static __always_inline bool inherits(u64 clone_flags, struct mark *new)
 {
+	struct task_struct *creator = bpf_get_current_task_btf();
+	/* read first: whoever is marked while this is set is seen then */
+	u32 starting = *(volatile u32 *)&state.starting;
+
 	if (!config.children && !(clone_flags & CLONE_THREAD))
-		return NULL;
-	return mark_of(bpf_get_current_task_btf());
+		return false;
+	new->guarded = guarded_by(mark_of(creator));
+	if (new->guarded != UNGUARDED)
+		return true;
+	new->guarded = PENDING;
+	new->creator = key_of(creator);
+	return starting;
 }
 
 /*
@@ -17,31 +27,37 @@ SEC("lsm/task_alloc")
 int BPF_PROG(task_alloc, struct task_struct *child, unsigned long clone_flags,
 	     int ret)
 {
-	struct mark *its;
+	struct mark new = {};
 
 	if (ret)
 		return ret;
-	its = inherited(clone_flags);
-	if (!its)
+	if (!inherits(clone_flags, &new))
 		return 0;
+	if (new.guarded == PENDING) {
+		if (!mark(child, &new))
+			__sync_fetch_and_add(&state.unmarked, 1);
+		return 0;
+	}
 	/* before the child can be seen: see Watch::running() */
 	__sync_fetch_and_add(&state.inherited, 1);
-	return mark(child, its) ? 0 : -ENOMEM;
+	return mark(child, &new) ? 0 : -ENOMEM;
 }
 
 /*
  * Called at the end of copy_process(), before the child runs. It catches the
- * child that was past task_alloc, and not yet in the task list for a walk to
- * see, while its creator was being marked.
+ * child that was past task_alloc before that was attached. (From 7.0 on a
+ * tracepoint can be preempted, and its program is skipped for others then: so
+ * this is not for the children of who is marked later, who are PENDING.)
  */
 SEC("tp_btf/task_newtask")
 int BPF_PROG(task_newtask, struct task_struct *child, u64 clone_flags)
 {
-	struct mark *its = inherited(clone_flags);
+	struct mark new = {};
 
-	if (!its || mark_of(child))
+	if (!inherits(clone_flags, &new) || new.guarded == PENDING ||
+	    mark_of(child))
 		return 0;
-	if (mark(child, its))
+	if (mark(child, &new))
 		__sync_fetch_and_add(&state.marked, 1);
 	else
 		__sync_fetch_and_add(&state.unmarked, 1);

@@ -22,18 +22,15 @@ static __always_inline bool asked_by_lsm_nice(void)
 SEC("lsm/task_getscheduler")
 int BPF_PROG(resolve, struct task_struct *p, int ret)
 {
-	struct mark new = {.guarded = state.mark_as};
 	struct task_struct *caller;
 
 	if (ret)
 		return ret;
 	if (!asked_by_lsm_nice())
 		return 0;
-	if (config.marks && new.guarded && !mark_of(p)) {
-		if (!mark(p, &new))
-			return -ENOMEM;
-		__sync_fetch_and_add(&state.marked, 1);
-	}
+	if (config.marks && state.mark_as &&
+	    guarded_by(mark_of(p)) == UNGUARDED && !mark_late(p, state.mark_as))
+		return -ENOMEM;
 	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;
 	if (config.events) {

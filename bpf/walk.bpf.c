@@ -17,22 +17,19 @@ static __always_inline int local_pid(struct task_struct *p)
 static __always_inline bool marked(struct task_struct *p)
 {
 	struct mark *its;
+	enum guarded who;
 
 	if (!config.marks)
 		return false;
-	if (mark_of(p))
+	its = mark_of(p);
+	if (its && its->guarded != PENDING)
 		return true;
-	its = mark_of(p->group_leader);
-	if (!its && state.tree)
-		its = mark_of(p->real_parent);
-	if (!its)
-		return false;
-	if (!mark(p, its)) {
-		__sync_fetch_and_add(&state.unmarked, 1);
-		return false;
-	}
-	__sync_fetch_and_add(&state.marked, 1);
-	return true;
+	who = guarded_by(its);
+	if (who == UNGUARDED)
+		who = guarded_by(mark_of(p->group_leader));
+	if (who == UNGUARDED && state.tree)
+		who = guarded_by(mark_of(p->real_parent));
+	return who != UNGUARDED && mark_late(p, who);
 }
 
 /*

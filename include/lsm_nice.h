@@ -22,6 +22,7 @@ enum guarded {
 	UNGUARDED,
 	GUARDED,
 	TRIAL, /* the child that proves that the hooks fire, never counted */
+	PENDING, /* as who started it, who may be marked in this moment */
 };
 
 /* The rules, bits of config.rules. */
@@ -146,6 +147,7 @@ struct state {
 	u32 deaf; /* yes or no: nobody reads the reports any more */
 	enum guarded mark_as; /* what a process asked for becomes */
 
+	u32 starting; /* yes or no: tasks are being marked */
 	u32 tree; /* yes or no: the walk marks the children of the marked too */
 	u64 marked; /* tasks marked by anyone but their own creator, */
 	u64 inherited; /* by their creator, */

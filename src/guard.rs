@@ -164,6 +164,8 @@ impl<'obj> Guard<'obj> {
         config.children = request.children.into();
         config.cgroup = request.cgroup.is_some().into();
         open.maps.marks.set_autocreate(request.marks())?;
+        open.maps.marked_late.set_autocreate(request.marks())?;
+        open.maps.marked_late.set_max_entries(4096 + 2 * tasks())?;
         let mut skel = open.load()?;
 
         let resolve = attach(&skel.progs.resolve)?;
@@ -172,6 +174,7 @@ impl<'obj> Guard<'obj> {
             let place = ask_cgroup(&mut skel, cgroup)?;
             write(&mut skel, |state| state.cgroup = place)?;
         }
+        write(&mut skel, |state| state.starting = 1)?;
         // what is marked from here on passes its mark on
         let mut links = Vec::new();
         if request.marks() {
@@ -209,6 +212,7 @@ impl<'obj> Guard<'obj> {
             let mut object = MaybeUninit::uninit();
             let mut open = open(&mut object, &["resolve"], request)?;
             open.maps.marks.set_autocreate(false)?;
+            open.maps.marked_late.set_autocreate(false)?;
             let mut skel = open.load()?;
             let _link = attach(&skel.progs.resolve)?;
             let target = match request.processes.first() {
@@ -222,6 +226,7 @@ impl<'obj> Guard<'obj> {
         let mut open = open(object, &request.programs(), request)?;
         config(&mut open)?.target = target;
         open.maps.marks.set_autocreate(false)?;
+        open.maps.marked_late.set_autocreate(false)?;
         let mut skel = open.load()?;
         write(&mut skel, |state| state.pidns_level = pidns_level)?;
         let links = attach_all(&mut skel, &request.programs())?;
@@ -260,7 +265,10 @@ impl<'obj> Guard<'obj> {
             let quiet = (after.marked, after.unmarked) == (before.marked, before.unmarked);
             quiet_rounds = if quiet { quiet_rounds + 1 } else { 0 };
             if quiet_rounds == 2 {
-                return write(&mut self.skel, |state| state.tree = 0);
+                return write(&mut self.skel, |state| {
+                    state.tree = 0;
+                    state.starting = 0;
+                });
             }
         }
         Err(Failure::new(
@@ -455,6 +463,14 @@ fn finish_calls() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes numbers, returns a number. A kernel without it has nothing to offer instead.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// How many tasks there are, the kernel's own included.
+fn tasks() -> u32 {
+    std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|line| line.split(['/', ' ']).nth(4)?.parse().ok())
+        .unwrap_or(32768)
 }
 
 fn attach(prog: &ProgramMut<'_>) -> Result<Link> {
