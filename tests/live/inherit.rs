@@ -4,12 +4,15 @@
 use std::fs;
 
 use libc::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, CLONE_PARENT};
+use libtest_mimic::Trial;
 use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
 use crate::agent::Agent;
 use crate::bpf::Loaded;
 use crate::cgroups::Cgroup;
-use crate::helpers::{Lsm, accepts, eventually, pid, refuses, status_field, threads};
+use crate::helpers::{
+    Lsm, accepts, children, eventually, kernel_is, pid, refuses, status_field, threads,
+};
 
 tests!(
     a_child_by_fork_is_guarded,
@@ -36,7 +39,20 @@ tests!(
     of_two_guards_a_child_has_both,
     the_last_of_many_generations_is_guarded,
     when_the_last_has_ended_nothing_is_left,
+    a_fork_that_cannot_be_marked_fails,
 );
+
+/// Memory for a mark never runs out before 6.4, where a limit is no limit for it.
+pub fn trials() -> Vec<Trial> {
+    let runs_out = kernel_is(6, 4);
+    tests()
+        .into_iter()
+        .map(|test| {
+            let here = runs_out || !test.name().contains("cannot_be_marked");
+            test.with_ignored_flag(!here)
+        })
+        .collect()
+}
 
 /// A child made as `command` says can be lowered and not raised, until the guard ends.
 fn inherits(command: &str) {
@@ -311,4 +327,40 @@ fn when_the_last_has_ended_nothing_is_left() {
         .says("the last guarded process has exited")
         .counted(4);
     before.is_not_exceeded();
+}
+
+/// Marks are made of the memory of lsm-nice: where its cgroup has none left, there is no mark.
+fn a_fork_that_cannot_be_marked_fails() {
+    let control = "/sys/fs/cgroup/cgroup.subtree_control";
+    fs::write(control, "+memory").expect("the controller");
+    let cgroup = Cgroup::new("memory");
+    let limit = |bytes: &str| fs::write(cgroup.path.join("memory.max"), bytes).expect("a limit");
+    let mut target = Agent::start();
+    let join = format!("echo $$ >{}/cgroup.procs; exec \"$@\"", cgroup.path());
+    let options = format!("--pid {}", target.pid);
+    let lsm = Lsm::start_in(&["sh", "-c", &join, "sh"], &options);
+    let adjust = format!("/proc/{}/oom_score_adj", lsm.pid());
+    fs::write(adjust, "-1000").expect("lsm-nice, not to be killed instead");
+
+    limit("0");
+    // the kernel has some in stock
+    let mut made = Vec::new();
+    let failure = (0..1000).find_map(|_| {
+        let pid = target.ask("fork");
+        made.extend((pid > 0).then_some(pid));
+        (pid < 0).then_some(-pid)
+    });
+    assert_eq!(failure, Some(libc::ENOMEM), "after {} forks", made.len());
+    limit("max");
+    let fork = || Some(target.ask("fork")).filter(|pid| *pid > 0);
+    made.extend(eventually(fork));
+
+    let children = children(target.pid);
+    assert_eq!(children, made);
+    for child in &children {
+        refuses(*child, -1);
+    }
+    lsm.end().counted(children.len() as u64);
+    drop(cgroup);
+    fs::write(control, "-memory").expect("the controller");
 }

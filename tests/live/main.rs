@@ -117,16 +117,17 @@ fn of_kernels() -> Vec<Trial> {
     [
         (marks, ("commands", commands::tests())),
         (marks, ("trees", trees::tests())),
-        (marks, ("inherit", inherit::tests())),
+        (marks, ("inherit", inherit::trials())),
         (marks, ("cgroups", cgroups::tests())),
         (marks, ("storm", storm::tests())),
         (!marks, ("old", old::tests())),
     ]
     .into_iter()
     .flat_map(|(here, tests)| {
-        of_kind(tests)
-            .into_iter()
-            .map(move |test| test.with_ignored_flag(!here))
+        of_kind(tests).into_iter().map(move |test| {
+            let here = here && !test.has_ignored_flag();
+            test.with_ignored_flag(!here)
+        })
     })
     .collect()
 }
