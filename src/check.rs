@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! Would a guard hold on this machine? What it needs, one by one, and a trial.
 
-use std::fmt::Display;
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::mem::MaybeUninit;
@@ -9,9 +9,9 @@ use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use libbpf_rs::ErrorKind;
-use libbpf_rs::btf::{Btf, types};
+use libbpf_rs::btf::{Btf, BtfKind, BtfType, types};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
@@ -72,7 +72,12 @@ pub fn run(json: bool) -> Result<ExitCode> {
     let children = finding.is_ok();
     print_row("children", &finding, json)?;
 
-    let held = |doors| {
+    let kernel = Kernel::read().map_err(in_words);
+    let held = |doors: Vec<RuleDoor>| {
+        let kernel = kernel.as_ref().map_err(Failure::clone)?;
+        for (_, door) in &doors {
+            kernel.lets_guard(door)?;
+        }
         try_doors(doors, children)
             .map_err(|error| if all_there { refused(error) } else { error })
             .map_err(in_words)
@@ -82,11 +87,10 @@ pub fn run(json: bool) -> Result<ExitCode> {
         let finding = held(rules::doors(&[rule])).map(|()| calls.join(", "));
         print_row(&format!("rule-{}", rule.name), &finding, json)?;
     }
-    let doors = rules::doors(&Vec::from_iter(&RULES));
-    let usable = doors
-        .into_iter()
-        .filter(|(_, of_rule)| door(of_rule).is_ok());
-    let usable: Vec<_> = usable.collect();
+    let mut usable = rules::doors(&Vec::from_iter(&RULES));
+    if let Ok(kernel) = &kernel {
+        usable.retain(|(_, door)| kernel.lets_guard(door).is_ok());
+    }
     let none = usable.is_empty();
     let trial = held(usable).map(|()| match children {
         true => "a guard of a child, and of what it started, held".to_string(),
@@ -102,9 +106,6 @@ pub fn run(json: bool) -> Result<ExitCode> {
 
 /// Starts a guard of nobody, which proves itself on a child and ends.
 fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
-    for (_, of_rule) in &doors {
-        door(of_rule)?;
-    }
     let request = Request {
         floor: 0,
         doors,
@@ -126,28 +127,18 @@ fn in_words(error: anyhow::Error) -> Failure {
     })
 }
 
-/// Why a guard did not start, in the words of `check`: a requirement that is not there, or a door
-/// that this kernel does not let be guarded.
-pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
+/// Why a guard did not start, in the words of `check`, where a requirement is not there.
+pub fn explain(error: anyhow::Error) -> anyhow::Error {
     if error.downcast_ref::<Failure>().is_some() {
         return error;
     }
-    let missing = REQUIREMENTS
+    missing().map_or_else(|| refused(error), Into::into)
+}
+
+fn missing() -> Option<Failure> {
+    REQUIREMENTS
         .iter()
-        .find_map(|(_, requirement)| requirement().err());
-    let open = || {
-        doors.iter().find_map(|(rule, of_rule)| {
-            let failure = door(of_rule).err()?;
-            Some(Failure::new(
-                format!("rule {} cannot be enforced here: {failure}", rule.name),
-                "--best-effort goes on without, or ask for other rules with --rule",
-            ))
-        })
-    };
-    match missing.or_else(open) {
-        Some(failure) => failure.into(),
-        None => refused(error),
-    }
+        .find_map(|(_, requirement)| requirement().err())
 }
 
 /// Names what is left where all is there that a guard needs, and the load is EPERM.
@@ -268,44 +259,113 @@ pub fn ring_buffer() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether this kernel lets `door` be guarded: its functions have to be in BTF.
-fn door(door: &Door) -> Result<(), Failure> {
-    let failure = |what: String| Failure { what, fix: None };
-    let error = |error: &dyn Display| failure(format!("{}: {error:#}", door.call));
-    if !cfg!(target_arch = "x86_64") && door.programs.iter().any(|name| name.starts_with(NOTE)) {
-        return Err(failure(format!(
-            "{}: on this architecture lsm-nice does not know the system calls",
-            door.call
-        )));
-    }
-    let functions = guard::functions().map_err(|e| error(&e))?;
-    let btf = Btf::from_vmlinux().map_err(|e| error(&e))?;
-    for function in door.programs.iter().filter_map(|name| functions.get(*name)) {
-        if btf.type_by_name::<types::Func<'_>>(function).is_none() {
-            return Err(failure(format!(
-                "{}: the kernel has no {function} that could be traced",
-                door.call
-            )));
-        }
-    }
-    Ok(())
+/// What the functions are given that a note is taken of, as bpf/ reads it. They are the kernel's
+/// own affair, and may change.
+const PARAMETERS: [(&str, &[&str]); 2] = [
+    (
+        "__sched_setscheduler",
+        &["task_struct *", "sched_attr *", "_Bool", "_Bool"],
+    ),
+    ("proc_sched_autogroup_set_nice", &["task_struct *", "int"]),
+];
+
+/// The functions of this kernel, and which of them the programs are attached to.
+struct Kernel {
+    btf: Btf<'static>,
+    attached_to: HashMap<String, String>,
 }
 
-/// The doors that can be guarded here, with a warning for each that stays open.
-pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
-    let (usable, open): (Vec<_>, Vec<_>) = doors
-        .into_iter()
-        .partition(|(_, of_rule)| door(of_rule).is_ok());
-    if usable.is_empty() {
-        bail!(Failure::new(
+impl Kernel {
+    fn read() -> Result<Self> {
+        Ok(Self {
+            btf: Btf::from_vmlinux()?,
+            attached_to: guard::functions()?,
+        })
+    }
+
+    /// Whether `door` can be guarded: its functions have to be in BTF, as bpf/ knows them.
+    fn lets_guard(&self, door: &Door) -> Result<(), Failure> {
+        let failure = |what: String| Failure {
+            what: format!("{}: {what}", door.call),
+            fix: None,
+        };
+        let notes = door.programs.iter().any(|name| name.starts_with(NOTE));
+        if !cfg!(target_arch = "x86_64") && notes {
+            return Err(failure(
+                "on this architecture lsm-nice does not know the system calls".into(),
+            ));
+        }
+        for name in door.programs {
+            let Some(function) = self.attached_to.get(*name) else {
+                continue;
+            };
+            let Some(found) = self.btf.type_by_name::<types::Func<'_>>(function) else {
+                return Err(failure(format!(
+                    "the kernel has no {function} that could be traced"
+                )));
+            };
+            let known = PARAMETERS.iter().find(|(name, _)| name == function);
+            if known.is_some_and(|(_, known)| parameters(&self.btf, &found) != *known) {
+                return Err(failure(format!(
+                    "the kernel's {function} has other parameters than lsm-nice knows"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parameters(btf: &Btf<'_>, function: &types::Func<'_>) -> Vec<String> {
+    let prototype = function.next_type().map(types::FuncProto::try_from);
+    let Some(Ok(prototype)) = prototype else {
+        return Vec::new();
+    };
+    prototype
+        .iter()
+        .filter_map(|parameter| btf.type_by_id(parameter.ty).map(name_of))
+        .collect()
+}
+
+/// A type without what does not change how it is read.
+fn name_of(ty: BtfType<'_>) -> String {
+    let ty = ty.skip_mods_and_typedefs();
+    match ty.next_type() {
+        Some(pointee) if ty.kind() == BtfKind::Ptr => format!("{} *", name_of(pointee)),
+        _ => ty.name().unwrap_or_default().to_string_lossy().into_owned(),
+    }
+}
+
+/// The doors that can be guarded here. One that cannot is an error, or with `best_effort` a
+/// warning.
+pub fn enforceable(doors: Vec<RuleDoor>, best_effort: bool) -> Result<Vec<RuleDoor>> {
+    let kernel = Kernel::read().map_err(explain)?;
+    let (mut usable, mut open) = (Vec::new(), Vec::new());
+    for (rule, door) in doors {
+        match kernel.lets_guard(door) {
+            Ok(()) => usable.push((rule, door)),
+            Err(failure) => open.push((rule, failure)),
+        }
+    }
+    let Some((rule, failure)) = open.first() else {
+        return Ok(usable);
+    };
+    let error = if !best_effort {
+        Failure::new(
+            format!("rule {} cannot be enforced here: {failure}", rule.name),
+            "--best-effort goes on without, or ask for other rules with --rule",
+        )
+    } else if usable.is_empty() {
+        Failure::new(
             "this kernel can enforce nothing of what was asked for",
             "`lsm-nice check` says what it can",
-        ));
-    }
-    for (rule, door) in open {
-        status!("warning: rule {} is open at {}", rule.name, door.call);
-    }
-    Ok(usable)
+        )
+    } else {
+        for (rule, failure) in open {
+            status!("warning: rule {} is open at {failure}", rule.name);
+        }
+        return Ok(usable);
+    };
+    Err(missing().unwrap_or(error).into())
 }
 
 /// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be

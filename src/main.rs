@@ -72,10 +72,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     }
 
     let rules = cli.rules();
-    let mut doors = rules::doors(&rules);
-    if cli.best_effort {
-        doors = check::usable(doors)?;
-    }
+    let doors = check::enforceable(rules::doors(&rules), cli.best_effort)?;
     let request = Request {
         floor: cli.floor,
         doors,
@@ -91,8 +88,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         },
     };
     let mut object = MaybeUninit::uninit();
-    let mut guard = Guard::start(&mut object, &request)
-        .map_err(|error| check::explain(error, &request.doors))?;
+    let mut guard = Guard::start(&mut object, &request).map_err(check::explain)?;
     let mut events = match cli.quiet {
         true => None,
         false => Some(Events::open(&guard, cli.floor, cli.json)?),

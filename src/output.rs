@@ -23,7 +23,7 @@ pub fn write_line(line: String) {
 }
 
 /// An error in the user's terms, and what to do about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     pub what: String,
     pub fix: Option<String>,

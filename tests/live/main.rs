@@ -30,6 +30,7 @@ mod fuzz;
 mod helpers;
 mod inherit;
 mod kin;
+mod missing;
 mod namespaces;
 mod nice;
 mod old;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
             ("ends", ends::tests()),
             ("starts", starts::tests()),
             ("check", check::tests()),
+            ("missing", missing::tests()),
         ]
         .into_iter()
         .flat_map(of_kind)
