@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! Rules sched and io, what they leave alone, each rule by itself, and the programs that users have.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use std::{fs, thread};
 
 use libc::PRIO_PROCESS;
 use libtest_mimic::Trial;
@@ -10,11 +12,15 @@ use rustix::io::Errno;
 use crate::agent::Agent;
 use crate::bpf::Present;
 use crate::cgroups::Cgroup;
-use crate::helpers::{Lsm, Report, accepts, nice_of, refuses, renice, run, status_field};
+use crate::helpers::{
+    Lsm, Report, accepts, descendants, has_task_storage, nice_of, refuses, renice, run,
+    status_field,
+};
 use crate::sys::{
     Attr, BATCH, Call, Caller, Compat, DEADLINE, EXT, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY,
     FLAG_RESET_ON_FORK, IDLE, IO_BE, IO_IDLE, IO_NONE, IO_PGRP, IO_PROCESS, IO_RT, IO_USER, Native,
     OTHER, Outside, RESET_ON_FORK, RR, Within, X32, allowed, has_policy, io, refused, state,
+    try_state,
 };
 
 tests!(
@@ -48,17 +54,23 @@ tests!(
     ionice_cannot_raise,
     taskset_and_renice_do_what_is_allowed,
     a_command_cannot_be_raised_by_its_own_tools,
+    python_cannot_raise_itself,
+    stress_ng_gets_no_class_above_other,
 );
 
 /// Ignored where the kernel does not have what a test is about.
 pub fn trials() -> Vec<Trial> {
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     let cpuset = controllers.split_whitespace().any(|name| name == "cpuset");
+    let missing = [
+        (!cpuset, "a_move_to_another_cpuset_passes"),
+        (!has_task_storage(), "stress_ng_gets_no_class_above_other"),
+    ];
     tests()
         .into_iter()
         .map(|test| {
-            let here = cpuset || test.name() != "a_move_to_another_cpuset_passes";
-            test.with_ignored_flag(!here)
+            let not_here = missing.contains(&(true, test.name()));
+            test.with_ignored_flag(not_here)
         })
         .collect()
 }
@@ -736,4 +748,66 @@ fn a_command_cannot_be_raised_by_its_own_tools() {
     command("ionice -c 1 true").says("Operation not permitted");
     command("ionice -c 2 -n 7 true").exited(0);
     command("taskset -c 0 true").exited(0);
+}
+
+fn python_cannot_raise_itself() {
+    let program = "\
+import os
+for call in (
+    lambda: os.setpriority(os.PRIO_PROCESS, 0, -5),
+    lambda: os.nice(-5),
+    lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)),
+    lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+    lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+):
+    try:
+        call()
+        print('passed')
+    except OSError as error:
+        print(error.strerror)
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
+";
+    let says = |words: &[&str]| {
+        let words = [words, &["python3", "-I", "-S", "-c", program]].concat();
+        let report = Lsm::launch(&words, |_| {}).wait();
+        report.exited(0);
+        report.stdout.lines().map(String::from).collect::<Vec<_>>()
+    };
+    let no = "Operation not permitted";
+    assert_eq!(
+        says(&[]),
+        ["passed", "passed", "passed", "passed", "passed", "5 3"]
+    );
+    assert_eq!(
+        says(&["lsm-nice", "--quiet", "--no-children", "--"]),
+        [no, no, no, "passed", "passed", "5 3"]
+    );
+}
+
+/// The classes that a program and all that it starts are seen in, and what it says.
+fn classes(program: &str, args: &[&str]) -> (BTreeSet<u32>, Report) {
+    let own = std::process::id().cast_signed();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| run(program, args));
+        let mut seen = BTreeSet::new();
+        while !running.is_finished() {
+            let tasks = descendants(own).into_iter().filter_map(try_state);
+            seen.extend(tasks.map(|state| state.policy));
+            thread::sleep(Duration::from_millis(1));
+        }
+        (seen, running.join().expect("a report"))
+    })
+}
+
+/// It asks for one class after another, by every call that there is.
+fn stress_ng_gets_no_class_above_other() {
+    let stress = ["--schedpolicy", "2", "--timeout", "3"];
+    let above = BTreeSet::from([FIFO, RR, DEADLINE]);
+    let (seen, report) = classes("stress-ng", &stress);
+    report.exited(0);
+    assert!(!seen.is_disjoint(&above), "{seen:?}\n{report}");
+
+    let (seen, report) = classes("lsm-nice", &[&["--", "stress-ng"], &stress[..]].concat());
+    assert!(seen.is_disjoint(&above), "{seen:?}\n{report}");
+    report.says(" refused").never_says(": 0 refused");
 }
