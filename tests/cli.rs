@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! The command line, as any user on any machine has it: nothing here needs root or BPF.
+//! The command line, as any user on any machine has it, and what the README says of the tests:
+//! nothing here needs root or BPF.
 
+use std::fs;
 use std::process::{Command, Output};
 
 fn lsm_nice(args: &[&str]) -> Output {
@@ -139,4 +141,44 @@ fn check_takes_no_stray_arguments() {
     is_wrong_usage(&["check", "--floor", "1"], "--floor");
     is_wrong_usage(&["check", "--pid", "1"], "--pid");
     is_wrong_usage(&["--floor", "1", "check"], "check");
+}
+
+/// Which live tests the table of ways names, and that each row names one.
+#[test]
+fn every_way_in_the_readme_has_a_live_test() {
+    let read =
+        |path: &str| fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let readme = read("README.md");
+    let rows: Vec<_> = readme
+        .lines()
+        .skip_while(|line| !line.starts_with("| way |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert!(rows.len() > 20, "the table has {} rows", rows.len());
+    let mut named = Vec::new();
+    for row in rows {
+        let cell = row.trim_end_matches(" |").rsplit(" | ").next();
+        for test in cell.unwrap_or_default().split(", ") {
+            let (module, name) = test
+                .trim_matches('`')
+                .split_once("::")
+                .unwrap_or_else(|| panic!("no live test is named in {row}"));
+            let source = read(&format!("tests/live/{module}.rs"));
+            assert!(
+                source.contains(&format!("\nfn {name}() {{")),
+                "no test {test}"
+            );
+            named.push(name);
+        }
+    }
+    let scope = read("tests/live/scope.rs");
+    let tests = scope.lines().filter_map(|line| line.strip_prefix("fn so_"));
+    for test in tests.filter_map(|line| line.strip_suffix("() {")) {
+        let test = format!("so_{test}");
+        assert!(
+            named.contains(&test.as_str()),
+            "{test} is in no row of the table"
+        );
+    }
 }

@@ -27,6 +27,7 @@ tests!(
     so_a_move_to_another_cgroup_is_out_of_scope,
     so_the_autogroup_of_a_new_session_is_out_of_scope,
     so_an_unguarded_writer_through_an_unguarded_member_of_the_session_is_out_of_scope,
+    so_a_guarded_writer_of_another_session_is_out_of_scope,
     so_the_io_priority_of_a_request_by_io_uring_is_out_of_scope,
     so_the_io_priority_of_a_request_by_aio_is_out_of_scope,
     so_uclamp_is_out_of_scope,
@@ -135,6 +136,11 @@ fn so_the_weight_of_a_cgroup_is_out_of_scope() {
     let nice = cgroup.0.path.join("cpu.weight.nice");
     fs::write(&nice, "-20").expect("a weight");
     assert_eq!(fs::read_to_string(&nice).expect("a weight"), "-20\n");
+    let limit = cgroup.0.path.join("cpu.max");
+    for (text, read) in [("1000 100000", "1000 100000\n"), ("max", "max 100000\n")] {
+        fs::write(&limit, text).expect("a limit");
+        assert_eq!(fs::read_to_string(&limit).expect("a limit"), read);
+    }
     lsm.end().counted(0);
 }
 
@@ -184,6 +190,21 @@ fn so_an_unguarded_writer_through_an_unguarded_member_of_the_session_is_out_of_s
     assert_eq!(through(member), Ok(()));
     assert_eq!(autogroup(target.pid), -10);
     lsm.end().counted(1);
+}
+
+fn so_a_guarded_writer_of_another_session_is_out_of_scope() {
+    let (mut target, mut writer) = (with_session(), with_session());
+    let member = target.child("fork");
+    let guard = |pid| Lsm::start(&format!("--no-children --pid {pid}"));
+    let guards = [guard(target.pid), guard(writer.pid)];
+    let mut through = |pid| Within(&mut writer).write("write", &autogroup_file(pid), "-10");
+    assert_eq!(through(target.pid), Err(Errno::PERM));
+    assert_eq!(autogroup(target.pid), 0);
+    assert_eq!(through(member), Ok(()));
+    assert_eq!(autogroup(target.pid), -10);
+    for (guard, refused) in guards.into_iter().zip([1, 0]) {
+        guard.end().counted(refused);
+    }
 }
 
 const A_FILE: &str = "/dev/shm/a-file";
