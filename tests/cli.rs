@@ -132,7 +132,7 @@ fn what_lsm_nice_does_not_know_is_wrong_usage() {
     is_wrong_usage(&["no-such-command"], "no-such-command");
     is_wrong_usage(&["4242"], "4242");
     is_wrong_usage(&["-10"], "-1");
-    is_wrong_usage(&["--json"], "--json");
+    is_wrong_usage(&["--quiet", "--verbose"], "--verbose");
 }
 
 #[test]

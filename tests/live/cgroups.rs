@@ -71,6 +71,8 @@ impl Cgroup {
             .unwrap_or_default()
             .lines()
             .filter_map(|line| line.parse().ok())
+            // one that is dead by now
+            .filter(|pid| *pid != 0)
             .collect()
     }
 

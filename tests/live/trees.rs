@@ -322,17 +322,19 @@ fn a_guard_inside_a_container_takes_the_tree() {
     lsm.end().counted(tree.len() as u64 + 1);
 }
 
-/// Who in a cgroup is not refused, and what he gets. Nobody runs meanwhile.
-fn free(cgroup: &Cgroup) -> (usize, Vec<(i32, Result<(), Errno>)>) {
+/// How many tasks a cgroup has, and who of them can be raised. Nobody runs meanwhile, but who was
+/// dying may be dead.
+fn free(cgroup: &Cgroup) -> (usize, Vec<i32>) {
     let processes = cgroup.freeze();
     let tasks: Vec<_> = processes.into_iter().flat_map(threads).collect();
-    let free = tasks
-        .iter()
-        .map(|&task| (task, set_nice(task, -1)))
-        .filter(|(_, result)| *result != Err(Errno::PERM))
-        .collect();
+    let (refused, others): (Vec<_>, Vec<_>) = tasks
+        .into_iter()
+        .map(|task| (task, set_nice(task, -1)))
+        .filter(|(_, result)| *result != Err(Errno::SRCH))
+        .partition(|(_, result)| *result == Err(Errno::PERM));
     cgroup.thaw();
-    (tasks.len(), free)
+    let free = others.iter().map(|(task, _)| *task).collect();
+    (refused.len() + others.len(), free)
 }
 
 /// Starts a guard again and again while its target makes what `command` says.
