@@ -96,7 +96,7 @@ static __always_inline bool is_new(struct task_struct *p)
 {
 	if (bpf_core_field_exists(p->__state))
 		return p->__state & TASK_NEW;
-	return ((struct task_struct___state *)p)->state & TASK_NEW;
+	return p->state & TASK_NEW;
 }
 
 static __always_inline bool is_process(struct task_struct *p,
@@ -119,9 +119,7 @@ static __always_inline bool in_cgroup(struct task_struct *p)
 			      &cgroup->ancestors[level]);
 		id = BPF_CORE_READ(ancestor, kn, id);
 	} else {
-		bpf_core_read(
-			&id, sizeof(id),
-			&((struct cgroup___ids *)cgroup)->ancestor_ids[level]);
+		bpf_core_read(&id, sizeof(id), &cgroup->ancestor_ids[level]);
 	}
 	return id == state.cgroup.id;
 }

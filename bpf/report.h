@@ -26,9 +26,7 @@ static __always_inline int own_nr(struct pid *pid)
 	if (BPF_CORE_READ(pid, level) < level)
 		return 0;
 	bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
-	if (BPF_CORE_READ(upid.ns, ns.inum) != config.pidns_ino)
-		return 0;
-	return upid.nr;
+	return (u64)upid.ns == state.pidns ? upid.nr : 0;
 }
 
 static __always_inline void name(struct named *named, struct task_struct *p)

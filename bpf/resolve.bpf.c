@@ -23,6 +23,9 @@ SEC("lsm/task_getscheduler")
 int BPF_PROG(resolve, struct task_struct *p, int ret)
 {
 	struct task_struct *caller;
+	struct upid upid = {};
+	struct pid *pid;
+	u32 level;
 
 	if (ret)
 		return ret;
@@ -35,7 +38,11 @@ int BPF_PROG(resolve, struct task_struct *p, int ret)
 	state.resolved.tgid = p->tgid;
 	if (config.events) {
 		caller = (struct task_struct *)bpf_get_current_task();
-		state.pidns_level = BPF_CORE_READ(caller, thread_pid, level);
+		pid = BPF_CORE_READ(caller, thread_pid);
+		level = BPF_CORE_READ(pid, level);
+		bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
+		state.pidns = (u64)upid.ns;
+		state.pidns_level = level;
 		state.asked_at = bpf_ktime_get_boot_ns();
 	}
 	state.answers++;

@@ -82,14 +82,13 @@ static __always_inline struct syscall current_syscall(void)
 	p = (struct task_struct *)bpf_get_current_task();
 	if (BPF_CORE_READ(p, flags) & (PF_KTHREAD | PF_IO_WORKER))
 		return now;
-	regs = BPF_CORE_READ(p, stack) + THREAD_SIZE -
-	       bpf_core_type_size(struct pt_regs);
+	regs = BPF_CORE_READ(p, stack) + THREAD_SIZE - sizeof(*regs);
 	if (BPF_CORE_READ(p, thread_info.status) & TS_COMPAT) {
-		now.call = compat_call(BPF_CORE_READ(regs, orig_ax));
-		now.policy = BPF_CORE_READ(regs, cx);
+		now.call = compat_call(BPF_PROBE_READ(regs, orig_ax));
+		now.policy = BPF_PROBE_READ(regs, cx);
 	} else {
-		now.call = native_call(BPF_CORE_READ(regs, orig_ax));
-		now.policy = BPF_CORE_READ(regs, si);
+		now.call = native_call(BPF_PROBE_READ(regs, orig_ax));
+		now.policy = BPF_PROBE_READ(regs, si);
 	}
 	return now;
 }

@@ -143,7 +143,8 @@ struct state {
 	struct cgroup_place resolved_cgroup;
 	u64 answers;
 	u64 asked_at; /* as event.time */
-	u32 pidns_level; /* of lsm-nice's PID namespace */
+	u64 pidns; /* the PID namespace of lsm-nice, */
+	u32 pidns_level; /* and its level */
 	u32 deaf; /* yes or no: nobody reads the reports any more */
 	enum guarded mark_as; /* what a process asked for becomes */
 

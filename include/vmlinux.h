@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
  * The kernel's types, cut down to the fields that lsm-nice reads. CO-RE finds
- * each field by its name in the running kernel, wherever it lies there.
+ * each field by its name in the running kernel, wherever it lies there. To find
+ * a struct, libbpf reads all of the kernel's BTF, so that each one more makes
+ * the start of a guard slower: what cannot change is outside of CO-RE.
  */
 #ifndef VMLINUX_H
 #define VMLINUX_H
@@ -80,6 +82,59 @@ struct bpf_pidns_info {
 	__u32 tgid;
 };
 
+/* whole, as pid.numbers is indexed */
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+/* uapi/linux/sched/types.h */
+struct sched_attr {
+	u32 size;
+	u32 sched_policy;
+	u64 sched_flags;
+	s32 sched_nice;
+	u32 sched_priority;
+};
+
+/* x86: asm/ptrace.h */
+struct pt_regs {
+	unsigned long r15;
+	unsigned long r14;
+	unsigned long r13;
+	unsigned long r12;
+	unsigned long bp;
+	unsigned long bx;
+	unsigned long r11;
+	unsigned long r10;
+	unsigned long r9;
+	unsigned long r8;
+	unsigned long ax;
+	unsigned long cx;
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long orig_ax;
+	unsigned long ip;
+	unsigned long cs;
+	unsigned long flags;
+	unsigned long sp;
+	unsigned long ss;
+};
+
+/* the context of an iterator */
+struct seq_file;
+struct task_struct;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), \
 			     apply_to = record)
 
@@ -91,31 +146,12 @@ struct kernfs_node {
 struct cgroup {
 	int level;
 	struct kernfs_node *kn;
+	u64 ancestor_ids[1]; /* before 6.1 */
 	struct cgroup *ancestors[];
-};
-
-/* before 6.1 */
-struct cgroup___ids {
-	int level;
-	u64 ancestor_ids[];
 };
 
 struct css_set {
 	struct cgroup *dfl_cgrp;
-};
-
-struct ns_common {
-	unsigned int inum;
-};
-
-struct pid_namespace {
-	struct ns_common ns;
-};
-
-/* whole, as pid.numbers is indexed */
-struct upid {
-	int nr;
-	struct pid_namespace *ns;
 };
 
 struct pid {
@@ -133,20 +169,6 @@ struct io_context {
 
 struct signal_struct {
 	struct autogroup *autogroup;
-};
-
-struct sched_attr {
-	u32 sched_policy;
-	u64 sched_flags;
-	s32 sched_nice;
-	u32 sched_priority;
-};
-
-/* x86 */
-struct pt_regs {
-	unsigned long cx;
-	unsigned long si;
-	unsigned long orig_ax;
 };
 
 struct thread_info {
@@ -181,6 +203,7 @@ struct mm_struct {
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int __state;
+	long state; /* before 5.14 */
 	void *stack;
 	unsigned int flags;
 	int static_prio;
@@ -200,22 +223,6 @@ struct task_struct {
 	struct io_context *io_context;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
-};
-
-/* before 5.14 */
-struct task_struct___state {
-	long state;
-};
-
-struct seq_file;
-
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-
-struct bpf_iter__task {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
 };
 
 #pragma clang attribute pop

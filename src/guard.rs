@@ -208,7 +208,7 @@ impl<'obj> Guard<'obj> {
         child: &Child,
     ) -> Result<Self> {
         let mut clock = Clock::default();
-        let (target, process, pidns_level) = {
+        let (target, process, asked) = {
             let mut object = MaybeUninit::uninit();
             let mut open = open(&mut object, &["resolve"], request)?;
             open.maps.marks.set_autocreate(false)?;
@@ -220,7 +220,7 @@ impl<'obj> Guard<'obj> {
                 None => process::default(),
             };
             let process = ask(&mut skel, child.pid, &mut clock)?;
-            (target, process, read(&mut skel)?.pidns_level)
+            (target, process, read(&mut skel)?)
         };
 
         let mut open = open(object, &request.programs(), request)?;
@@ -228,7 +228,10 @@ impl<'obj> Guard<'obj> {
         open.maps.marks.set_autocreate(false)?;
         open.maps.marked_late.set_autocreate(false)?;
         let mut skel = open.load()?;
-        write(&mut skel, |state| state.pidns_level = pidns_level)?;
+        write(&mut skel, |state| {
+            state.pidns = asked.pidns;
+            state.pidns_level = asked.pidns_level;
+        })?;
         let links = attach_all(&mut skel, &request.programs())?;
         let mut guard = Self {
             skel,
