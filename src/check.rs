@@ -9,9 +9,9 @@ use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libbpf_rs::ErrorKind;
-use libbpf_rs::btf::{Btf, BtfKind, BtfType, types};
+use libbpf_rs::btf::{Btf, types};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
@@ -73,26 +73,31 @@ pub fn run(json: bool) -> Result<ExitCode> {
     print_row("children", &finding, json)?;
 
     let kernel = Kernel::read().map_err(in_words);
-    let held = |doors: Vec<RuleDoor>| {
-        let kernel = kernel.as_ref().map_err(Failure::clone)?;
-        for (_, door) in &doors {
-            kernel.lets_guard(door)?;
-        }
+    let lets_guard = |(_, door): &RuleDoor| match &kernel {
+        Ok(kernel) => kernel.lets_guard(door),
+        Err(failure) => Err(failure.clone()),
+    };
+    let try_doors = |doors| {
         try_doors(doors, children)
             .map_err(|error| if all_there { refused(error) } else { error })
             .map_err(in_words)
     };
-    for rule in &RULES {
-        let calls: Vec<_> = rule.doors.iter().map(|door| door.call).collect();
-        let finding = held(rules::doors(&[rule])).map(|()| calls.join(", "));
-        print_row(&format!("rule-{}", rule.name), &finding, json)?;
-    }
     let mut usable = rules::doors(&Vec::from_iter(&RULES));
-    if let Ok(kernel) = &kernel {
-        usable.retain(|(_, door)| kernel.lets_guard(door).is_ok());
-    }
+    usable.retain(|door| lets_guard(door).is_ok());
     let none = usable.is_empty();
-    let trial = held(usable).map(|()| match children {
+    let trial = try_doors(usable);
+    for rule in &RULES {
+        let doors = rules::doors(&[rule]);
+        let calls: Vec<_> = rule.doors.iter().map(|door| door.call).collect();
+        let finding = doors.iter().try_for_each(lets_guard);
+        let finding = finding.and_then(|()| match &trial {
+            Err(_) if all_there => try_doors(doors),
+            trial => trial.clone(),
+        });
+        let name = format!("rule-{}", rule.name);
+        print_row(&name, &finding.map(|()| calls.join(", ")), json)?;
+    }
+    let trial = trial.map(|()| match children {
         true => "a guard of a child, and of what it started, held".to_string(),
         false => "a guard of a child held".to_string(),
     });
@@ -127,12 +132,26 @@ fn in_words(error: anyhow::Error) -> Failure {
     })
 }
 
-/// Why a guard did not start, in the words of `check`, where a requirement is not there.
-pub fn explain(error: anyhow::Error) -> anyhow::Error {
+/// Why a guard did not start, in the words of `check`: a requirement that is not there, or a door
+/// that this kernel does not let be guarded.
+pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
     if error.downcast_ref::<Failure>().is_some() {
         return error;
     }
-    missing().map_or_else(|| refused(error), Into::into)
+    let open = || {
+        let kernel = Kernel::read().ok()?;
+        doors.iter().find_map(|(rule, door)| {
+            let failure = kernel.lets_guard(door).err()?;
+            Some(Failure::new(
+                format!("rule {} cannot be enforced here: {failure}", rule.name),
+                "--best-effort goes on without, or ask for other rules with --rule",
+            ))
+        })
+    };
+    match missing().or_else(open) {
+        Some(failure) => failure.into(),
+        None => refused(error),
+    }
 }
 
 fn missing() -> Option<Failure> {
@@ -259,16 +278,6 @@ pub fn ring_buffer() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the functions are given that a note is taken of, as bpf/ reads it. They are the kernel's
-/// own affair, and may change.
-const PARAMETERS: [(&str, &[&str]); 2] = [
-    (
-        "__sched_setscheduler",
-        &["task_struct *", "sched_attr *", "_Bool", "_Bool"],
-    ),
-    ("proc_sched_autogroup_set_nice", &["task_struct *", "int"]),
-];
-
 /// The functions of this kernel, and which of them the programs are attached to.
 struct Kernel {
     btf: Btf<'static>,
@@ -283,7 +292,8 @@ impl Kernel {
         })
     }
 
-    /// Whether `door` can be guarded: its functions have to be in BTF, as bpf/ knows them.
+    /// Whether `door` can be guarded: its functions have to be in BTF. That they do what
+    /// lsm-nice takes them for is proven by the trial.
     fn lets_guard(&self, door: &Door) -> Result<(), Failure> {
         let failure = |what: String| Failure {
             what: format!("{}: {what}", door.call),
@@ -299,15 +309,9 @@ impl Kernel {
             let Some(function) = self.attached_to.get(*name) else {
                 continue;
             };
-            let Some(found) = self.btf.type_by_name::<types::Func<'_>>(function) else {
+            if self.btf.type_by_name::<types::Func<'_>>(function).is_none() {
                 return Err(failure(format!(
                     "the kernel has no {function} that could be traced"
-                )));
-            };
-            let known = PARAMETERS.iter().find(|(name, _)| name == function);
-            if known.is_some_and(|(_, known)| parameters(&self.btf, &found) != *known) {
-                return Err(failure(format!(
-                    "the kernel's {function} has other parameters than lsm-nice knows"
                 )));
             }
         }
@@ -315,30 +319,9 @@ impl Kernel {
     }
 }
 
-fn parameters(btf: &Btf<'_>, function: &types::Func<'_>) -> Vec<String> {
-    let prototype = function.next_type().map(types::FuncProto::try_from);
-    let Some(Ok(prototype)) = prototype else {
-        return Vec::new();
-    };
-    prototype
-        .iter()
-        .filter_map(|parameter| btf.type_by_id(parameter.ty).map(name_of))
-        .collect()
-}
-
-/// A type without what does not change how it is read.
-fn name_of(ty: BtfType<'_>) -> String {
-    let ty = ty.skip_mods_and_typedefs();
-    match ty.next_type() {
-        Some(pointee) if ty.kind() == BtfKind::Ptr => format!("{} *", name_of(pointee)),
-        _ => ty.name().unwrap_or_default().to_string_lossy().into_owned(),
-    }
-}
-
-/// The doors that can be guarded here. One that cannot is an error, or with `best_effort` a
-/// warning.
-pub fn enforceable(doors: Vec<RuleDoor>, best_effort: bool) -> Result<Vec<RuleDoor>> {
-    let kernel = Kernel::read().map_err(explain)?;
+/// The doors that can be guarded here, with a warning for each that stays open.
+pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
+    let kernel = Kernel::read().map_err(|error| explain(error, &[]))?;
     let (mut usable, mut open) = (Vec::new(), Vec::new());
     for (rule, door) in doors {
         match kernel.lets_guard(door) {
@@ -346,26 +329,16 @@ pub fn enforceable(doors: Vec<RuleDoor>, best_effort: bool) -> Result<Vec<RuleDo
             Err(failure) => open.push((rule, failure)),
         }
     }
-    let Some((rule, failure)) = open.first() else {
-        return Ok(usable);
-    };
-    let error = if !best_effort {
-        Failure::new(
-            format!("rule {} cannot be enforced here: {failure}", rule.name),
-            "--best-effort goes on without, or ask for other rules with --rule",
-        )
-    } else if usable.is_empty() {
-        Failure::new(
+    if usable.is_empty() {
+        bail!(missing().unwrap_or(Failure::new(
             "this kernel can enforce nothing of what was asked for",
             "`lsm-nice check` says what it can",
-        )
-    } else {
-        for (rule, failure) in open {
-            status!("warning: rule {} is open at {failure}", rule.name);
-        }
-        return Ok(usable);
-    };
-    Err(missing().unwrap_or(error).into())
+        )));
+    }
+    for (rule, failure) in open {
+        status!("warning: rule {} is open at {failure}", rule.name);
+    }
+    Ok(usable)
 }
 
 /// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be

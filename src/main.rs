@@ -72,7 +72,10 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     }
 
     let rules = cli.rules();
-    let doors = check::enforceable(rules::doors(&rules), cli.best_effort)?;
+    let mut doors = rules::doors(&rules);
+    if cli.best_effort {
+        doors = check::usable(doors)?;
+    }
     let request = Request {
         floor: cli.floor,
         doors,
@@ -88,7 +91,8 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         },
     };
     let mut object = MaybeUninit::uninit();
-    let mut guard = Guard::start(&mut object, &request).map_err(check::explain)?;
+    let mut guard = Guard::start(&mut object, &request)
+        .map_err(|error| check::explain(error, &request.doors))?;
     let mut events = match cli.quiet {
         true => None,
         false => Some(Events::open(&guard, cli.floor, cli.json)?),
