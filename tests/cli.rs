@@ -139,6 +139,8 @@ fn what_lsm_nice_does_not_know_is_wrong_usage() {
 fn check_takes_no_stray_arguments() {
     is_wrong_usage(&["check", "stray"], "stray");
     is_wrong_usage(&["check", "--floor", "1"], "--floor");
+    is_wrong_usage(&["check", "--audit"], "--audit");
+    is_wrong_usage(&["check", "--quiet"], "--quiet");
     is_wrong_usage(&["check", "--pid", "1"], "--pid");
     is_wrong_usage(&["--floor", "1", "check"], "check");
 }

@@ -63,7 +63,7 @@ fn says_the_same(words: &[&str], change: impl Fn(&mut Command)) -> String {
 
 fn the_first_act_of_a_command_is_refused() {
     for _ in 0..5 {
-        let report = run(&["--", "live", "act", "setpriority", "0", "0", "-1"]);
+        let report = run(&["-q", "--", "live", "act", "setpriority", "0", "0", "-1"]);
         report.exited(0).counted(1);
         assert_eq!(report.stdout, format!("{}\n", libc::EPERM), "{report}");
     }
@@ -103,7 +103,7 @@ fn what_a_command_starts_is_guarded() {
 
 fn no_children_guards_the_command_alone() {
     let script = "live act setpriority 0 0 -1; exec live act setpriority 0 0 -1";
-    let report = run(&["--no-children", "--", "sh", "-c", script]);
+    let report = run(&["-q", "--no-children", "--", "sh", "-c", script]);
     report.exited(0).counted(1);
     assert_eq!(report.stdout, format!("0\n{}\n", libc::EPERM), "{report}");
 }

@@ -95,15 +95,50 @@ impl Report {
         self
     }
 
-    /// The last line of lsm-nice.
+    /// What the last line of lsm-nice says that was refused.
     #[track_caller]
     pub fn counted(&self, refused: u64) -> &Self {
-        let last = self.stderr.lines().last().unwrap_or_default();
         assert!(
-            last.starts_with("lsm-nice: ") && last.ends_with(&format!(": {refused} refused")),
+            self.counts().refused == refused,
             "a last line with {refused} refused was expected\n{self}"
         );
         self
+    }
+
+    /// The last line of lsm-nice.
+    #[track_caller]
+    pub fn counts(&self) -> Counts {
+        let last = self.stderr.lines().last().unwrap_or_default();
+        Counts::read(last).unwrap_or_else(|| panic!("a summary was expected\n{self}"))
+    }
+}
+
+/// The numbers of a summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    pub refused: u64,
+    pub audited: u64,
+    pub allowed: u64,
+    pub lost: u64,
+}
+
+impl Counts {
+    /// Of a line such as `lsm-nice: the guard has ended: 3 refused, 1 events lost`.
+    pub fn read(line: &str) -> Option<Self> {
+        let (_, numbers) = line.strip_prefix("lsm-nice: ")?.rsplit_once(": ")?;
+        let mut counts = Self::default();
+        for number in numbers.split(", ") {
+            let (number, of) = number.split_once(' ')?;
+            let count = match of {
+                "refused" => &mut counts.refused,
+                "would have been refused" => &mut counts.audited,
+                "allowed" => &mut counts.allowed,
+                "events lost" => &mut counts.lost,
+                _ => return None,
+            };
+            *count = number.parse().ok()?;
+        }
+        Some(counts)
     }
 }
 
@@ -177,6 +212,18 @@ impl Lsm {
 
     /// On a kernel that can guard a single process alone, the options say that this is wanted.
     pub fn spawn(wrapper: &[&str], options: &str) -> Self {
+        Self::spawn_with(wrapper, options, |_| {})
+    }
+
+    /// A guard that stands, whose start `change` changed.
+    #[track_caller]
+    pub fn start_with(options: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let mut lsm = Self::spawn_with(&[], options, change);
+        lsm.must_guard();
+        lsm
+    }
+
+    fn spawn_with(wrapper: &[&str], options: &str, change: impl FnOnce(&mut Command)) -> Self {
         let plain = !has_task_storage()
             && !options.starts_with("check")
             && !options.contains("--no-children");
@@ -187,7 +234,7 @@ impl Lsm {
             .chain(plain.then_some("--no-children"))
             .chain(options.split_whitespace())
             .collect();
-        Self::launch(&words, |_| {})
+        Self::launch(&words, change)
     }
 
     /// Every lsm-nice of these tests is started here, as `change` wants it.

@@ -305,7 +305,7 @@ fn of_two_guards_a_child_has_both() {
 fn the_last_of_many_generations_is_guarded() {
     let script = "down() { if [ $1 = 0 ]; then live act setpriority 0 0 -1; \
                   else (down $(($1 - 1)); true); fi; }; down 30";
-    let report = Lsm::launch(&["lsm-nice", "--", "sh", "-c", script], |_| {}).wait();
+    let report = Lsm::launch(&["lsm-nice", "-q", "--", "sh", "-c", script], |_| {}).wait();
     report.exited(0).counted(1);
     assert_eq!(report.stdout, format!("{}\n", libc::EPERM), "{report}");
 }

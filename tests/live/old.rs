@@ -53,7 +53,7 @@ fn a_command_that_this_kernel_cannot_guard_is_not_started() {
 }
 
 fn a_command_alone_is_guarded() {
-    let report = lsm_nice("--no-children -- live act setpriority 0 0 -1");
+    let report = lsm_nice("-q --no-children -- live act setpriority 0 0 -1");
     report.exited(0).says("guarding");
     assert_eq!(report.stdout, format!("{}\n", libc::EPERM), "{report}");
 }

@@ -729,10 +729,17 @@ fn taskset_and_renice_do_what_is_allowed() {
 /// nice, chrt and ionice as a command of lsm-nice, which runs another in its turn.
 fn a_command_cannot_be_raised_by_its_own_tools() {
     let command = |words: &str| {
-        let words: Vec<_> = ["lsm-nice", "--no-children", "--rule", "nice,sched,io", "--"]
-            .into_iter()
-            .chain(words.split(' '))
-            .collect();
+        let words: Vec<_> = [
+            "lsm-nice",
+            "-q",
+            "--no-children",
+            "--rule",
+            "nice,sched,io",
+            "--",
+        ]
+        .into_iter()
+        .chain(words.split(' '))
+        .collect();
         Lsm::launch(&words, |_| {}).wait()
     };
     let report = command("nice -n -5 nice");

@@ -354,12 +354,13 @@ fn storm(wrapper: &[&str], goal: usize) {
     assert!(of.total() >= goal as u64);
     assert!(of.made.iter().all(|made| get(made) > 0), "{made:?}");
     assert!(refused >= 3 * of.total(), "each was to try three times");
-    let denied: u64 = report
-        .stderr
-        .lines()
-        .last()
-        .and_then(|line| line.rsplit(' ').nth(1)?.parse().ok())
-        .expect("a count");
+    let counts = report.counts();
+    let denied = counts.refused;
+    assert_eq!(
+        report.stdout.lines().count() as u64 + counts.lost,
+        denied,
+        "events printed and lost"
+    );
     assert!(denied >= refused + attacks, "{denied} refused for lsm-nice");
 }
 
