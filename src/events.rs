@@ -16,6 +16,7 @@ use rustix::io::{Errno, write};
 use rustix::stdio::stdout;
 use serde::Serialize;
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
 
 use crate::guard::shared::{self, named};
 use crate::guard::{Clock, Guard, event};
@@ -32,7 +33,7 @@ const CHUNK: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The columns of a name and a PID: what keeps the longest line of text under 120.
-const TASK_WIDTH: usize = 18;
+const TASK_WIDTH: usize = 16;
 
 pub struct Events {
     ring: RingBuffer<'static>,
@@ -224,9 +225,7 @@ impl Printer {
         let change = Rule::by_bit(event.rule.0).map_or(String::new(), |rule| {
             (rule.change)(had(event), asked(event), self.floor)
         });
-        format!(
-            "{time} {on}{verdict:<7}{off} {caller:TASK_WIDTH$} on {target:TASK_WIDTH$} {call} {change}"
-        )
+        format!("{time} {on}{verdict:<7}{off} {caller} on {target} {call} {change}")
     }
 
     fn json(&self, event: &event) -> String {
@@ -293,16 +292,21 @@ fn had(event: &event) -> Values<'_> {
     (event.target.comm[0] != 0 || event.target.pid != 0).then_some(&event.had)
 }
 
-/// A name and a PID, cut to their columns.
+/// A name and a PID, cut to their columns, and filled up.
 fn cell(task: &named) -> String {
     let pid = seen(task.pid).map_or("?".into(), |pid| pid.to_string());
-    let comm = printable(text(&task.comm));
+    let mut comm = printable(text(&task.comm));
     let room = TASK_WIDTH - 1 - pid.len();
-    if comm.chars().count() <= room {
-        return format!("{comm} {pid}");
+    if comm.width() > room {
+        while comm.width() > room - 1 {
+            comm.pop();
+        }
+        comm.push('…');
     }
-    let start: String = comm.chars().take(room - 1).collect();
-    format!("{start}… {pid}")
+    let cell = format!("{comm} {pid}");
+    // a column is not a char: some take two
+    let rest = TASK_WIDTH.saturating_sub(cell.width());
+    cell + &" ".repeat(rest)
 }
 
 fn task(task: &named) -> Task {
@@ -325,4 +329,155 @@ fn text(bytes: &[u8]) -> &[u8] {
 
 fn name(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text(bytes)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::RULES;
+
+    fn printer() -> Printer {
+        Printer {
+            clock: Clock::default(),
+            floor: -20,
+            json: false,
+            colour: false,
+        }
+    }
+
+    fn named(pid: i32, comm: &[u8]) -> named {
+        let mut named = named {
+            pid,
+            tid: pid,
+            ..named::default()
+        };
+        named.comm[..comm.len()].copy_from_slice(comm);
+        named
+    }
+
+    /// Whatever the kernel side may report of a rule, or nearly so.
+    fn events() -> Vec<event> {
+        use shared::{call as c, hook as h, verdict as v};
+        let classes = [0, 1, 2, 3, 5, 6, 7];
+        let values = |bit: u32, asked: i64| match bit {
+            1 => [asked.rem_euclid(40) - 20, 0],
+            2 => [classes[asked.rem_euclid(7) as usize], 99],
+            _ => [asked.rem_euclid(4) << 13 | 7, 0],
+        };
+        let setattr = (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETATTR);
+        let doors = [
+            (1, (h::HOOK_TASK_SETNICE, c::CALL_SETPRIORITY)),
+            (1, (h::HOOK_TASK_SETNICE, c::CALL_NICE)),
+            (1, (h::HOOK_TASK_SETNICE, c::CALL_AUTOGROUP)),
+            (1, setattr),
+            (2, setattr),
+            (2, (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETSCHEDULER)),
+            (2, (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETPARAM)),
+            (4, (h::HOOK_TASK_SETIOPRIO, c::CALL_IOPRIO_SET)),
+        ];
+        let tasks = [
+            named(4_194_303, b"fifteen letters"),
+            named(1, b""),
+            named(0, b"gone"),
+            named(
+                4_194_303,
+                "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}".as_bytes(),
+            ),
+            named(
+                4_194_303,
+                "\u{4e2d}\u{6587}\u{4e2d}\u{6587}\u{4e2d}".as_bytes(),
+            ),
+        ];
+        let mut events = Vec::new();
+        for (bit, (on_hook, by)) in doors {
+            for decided in [v::DENIED, v::AUDITED, v::ALLOWED] {
+                for value in 0..40 {
+                    for task in &tasks {
+                        let [asked, priority] = values(bit, value);
+                        // sched_setscheduler(2) and sched_setparam(2) cannot ask for DEADLINE
+                        if bit == 2 && asked == 6 && by != c::CALL_SETATTR {
+                            continue;
+                        }
+                        events.push(event {
+                            verdict: decided,
+                            rule: shared::rule(bit),
+                            hook: on_hook,
+                            call: by,
+                            target: *task,
+                            caller: tasks[0],
+                            known: (value % 5 != 4).into(),
+                            asked: [asked, priority, 0],
+                            had: if bit == 2 {
+                                [6, 0]
+                            } else {
+                                values(bit, -value)
+                            },
+                            ..event::default()
+                        });
+                    }
+                }
+            }
+        }
+        assert!(
+            RULES
+                .iter()
+                .all(|row| doors.iter().any(|(bit, _)| *bit == row.bit))
+        );
+        events
+    }
+
+    #[test]
+    fn no_line_of_text_has_120_columns() {
+        for event in &events() {
+            let line = printer().text(event);
+            assert!(line.width() < 120, "{}: {line}", line.width());
+        }
+    }
+
+    #[test]
+    fn the_columns_of_all_lines_are_the_same() {
+        let columns = |event: &event| {
+            let line = printer().text(event);
+            let before = |part: &str| line[..line.find(part).expect("a column")].width();
+            let call = call_of(event).expect("a call");
+            (before(" on "), before(&format!(" {call} ")))
+        };
+        let events = events();
+        let first = columns(&events[0]);
+        assert!(events.iter().all(|event| columns(event) == first));
+    }
+
+    #[test]
+    fn names_and_pids_are_cut_to_their_column() {
+        for (task, expected) in [
+            (named(12, b"live"), "live 12"),
+            (named(0, b"live"), "live ?"),
+            (
+                named(4_194_303, b"fifteen letters"),
+                "fifteen\u{2026} 4194303",
+            ),
+            (named(42, b"\x1b[2J\n\xff"), "?[2J?? 42"),
+            (named(7, b""), " 7"),
+        ] {
+            assert_eq!(cell(&task).trim_end(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_null_or_a_question_mark() {
+        let mut event = events()[0];
+        event.rule = shared::rule(2);
+        event.call = shared::call::CALL_SETATTR;
+        event.hook = shared::hook::HOOK_TASK_SETSCHEDULER;
+        event.target = named::default();
+        event.known = 0;
+        let line = printer().text(&event);
+        assert!(line.ends_with(" sched_setattr ? -> ?"), "{line}");
+        let json: Value = serde_json::from_str(&printer().json(&event)).expect("JSON");
+        for field in ["asked", "had"] {
+            assert_eq!(json[field], Value::Null);
+        }
+        assert_eq!(json["target"]["pid"], Value::Null);
+        assert_eq!(json["target"]["tid"], Value::Null);
+    }
 }

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::sync::Mutex;
 
 use libbpf_rs::PrintLevel;
+use unicode_width::UnicodeWidthChar;
 
 /// Writes one status line to stderr.
 macro_rules! status {
@@ -79,7 +80,9 @@ pub fn keep_libbpf_log(verbose: bool) {
 /// A name that its owner chose, made harmless for a terminal: no control characters, and none that
 /// turn the direction of the text or take no room.
 pub fn printable(name: &[u8]) -> String {
-    let harmless = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+    let takes_room = |c: char| c.width().is_some_and(|width| width > 0);
+    let harmless =
+        |c: char| c == ' ' || c.is_ascii_graphic() || (c.is_alphanumeric() && takes_room(c));
     String::from_utf8_lossy(name)
         .chars()
         .map(|c| if harmless(c) { c } else { '?' })
