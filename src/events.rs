@@ -4,14 +4,15 @@
 use std::cell::RefCell;
 use std::env;
 use std::io::{self, IsTerminal};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use chrono::{DateTime, Local, SecondsFormat, TimeDelta};
 use libbpf_rs::RingBuffer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, write};
 use rustix::stdio::stdout;
 use serde::Serialize;
@@ -36,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TASK_WIDTH: usize = 16;
 
 pub struct Events {
+    out: OwnedFd,
     ring: RingBuffer<'static>,
     lines: Rc<RefCell<Vec<u8>>>,
     undelivered: u64,
@@ -52,12 +54,13 @@ impl Events {
             colour: io::stdout().is_terminal()
                 && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         };
-        let out = lines.clone();
+        let printed = lines.clone();
         let ring = guard.reports(move |event| {
             let line = printer.line(event);
-            out.borrow_mut().extend_from_slice(line.as_bytes());
+            printed.borrow_mut().extend_from_slice(line.as_bytes());
         })?;
         Ok(Self {
+            out: output().context("cannot duplicate stdout")?,
             ring,
             lines,
             undelivered: 0,
@@ -69,6 +72,11 @@ impl Events {
     pub fn ring(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as the ring buffer.
         unsafe { BorrowedFd::borrow_raw(self.ring.epoll_fd()) }
+    }
+
+    /// Writable where the reader takes something.
+    pub fn output(&self) -> BorrowedFd<'_> {
+        self.out.as_fd()
     }
 
     /// Whether the reader has to take something before there can be more.
@@ -109,7 +117,8 @@ impl Events {
             if !self.is_blocked() && self.ring.consume_raw_n(BATCH) <= 0 {
                 return Ok(());
             }
-            if !self.write(PATIENCE.saturating_sub(start.elapsed()))? {
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            if !self.write(left)? && left.is_zero() {
                 break;
             }
         }
@@ -143,16 +152,14 @@ impl Events {
             if rest.is_empty() {
                 break Ok(true);
             }
-            // shared with others: not to be made non-blocking
-            let out = stdout();
-            let mut fds = [PollFd::new(&out, PollFlags::OUT)];
+            let mut fds = [PollFd::new(&self.out, PollFlags::OUT)];
             let timeout = Timespec::try_from(patience).unwrap_or_default();
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) | Err(Errno::INTR) => break Ok(false),
                 Ok(_) => {}
                 Err(error) => break Err(error),
             }
-            match write(out, &rest[..rest.len().min(CHUNK)]) {
+            match write(&self.out, &rest[..whole_lines(rest)]) {
                 Ok(length) => written += length,
                 Err(Errno::INTR | Errno::AGAIN) => break Ok(false),
                 Err(error) => break Err(error),
@@ -161,6 +168,30 @@ impl Events {
         lines.drain(..written);
         result
     }
+}
+
+/// A pipe or a terminal is opened anew: others may fill it after it was found writable, and that it
+/// does not block is not to be changed for them.
+fn output() -> io::Result<OwnedFd> {
+    let out = stdout();
+    let is_pipe =
+        fstat(out).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    if is_pipe || io::stdout().is_terminal() {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // fails where nobody reads any more
+        if let Ok(own) = open("/proc/self/fd/1", flags, Mode::empty()) {
+            return Ok(own);
+        }
+    }
+    out.try_clone_to_owned()
+}
+
+/// How much to write at once, so that nobody who writes to the same pipe comes in between a line,
+/// and the last one is never cut.
+fn whole_lines(lines: &[u8]) -> usize {
+    let most = lines.len().min(CHUNK);
+    let end = lines[..most].iter().rposition(|byte| *byte == b'\n');
+    end.map_or(most, |end| end + 1)
 }
 
 struct Printer {
@@ -479,5 +510,13 @@ mod tests {
         }
         assert_eq!(json["target"]["pid"], Value::Null);
         assert_eq!(json["target"]["tid"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_written_at_once_ends_with_a_line() {
+        assert_eq!(whole_lines(b"one\ntwo\nthr"), 8);
+        assert_eq!(whole_lines(b"one"), 3);
+        let long = [[b'x'; CHUNK - 2].as_slice(), b"\nyyy\n"].concat();
+        assert_eq!(whole_lines(&long), CHUNK - 1);
     }
 }

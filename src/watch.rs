@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
-use rustix::stdio::stdout;
 
 use crate::cgroup::Cgroup;
 use crate::command::Command;
@@ -114,14 +113,15 @@ impl<'a> Watch<'a> {
         let ends: Vec<_> = ends.collect();
         let mut gather = false;
         loop {
-            let out = stdout();
             let mut fds: Vec<_> = ends
                 .iter()
                 .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
                 .collect();
             fds.push(PollFd::new(&self.asked, PollFlags::IN));
-            match events {
-                Some(events) if events.is_blocked() => fds.push(PollFd::new(&out, PollFlags::OUT)),
+            match events.as_ref() {
+                Some(events) if events.is_blocked() => {
+                    fds.push(PollFd::from_borrowed_fd(events.output(), PollFlags::OUT));
+                }
                 Some(events) if !gather => {
                     fds.push(PollFd::from_borrowed_fd(events.ring(), PollFlags::IN));
                 }
