@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Local, SecondsFormat, TimeDelta};
+use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
 use libbpf_rs::RingBuffer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
@@ -239,8 +239,10 @@ impl Printer {
         line + "\n"
     }
 
+    /// Both clocks are read at once; to learn the time zone takes a while.
     fn time(&self, event: &event) -> DateTime<Local> {
-        Local::now() - TimeDelta::nanoseconds(self.clock.age(event.time))
+        let age = TimeDelta::nanoseconds(self.clock.age(event.time));
+        (Utc::now() - age).with_timezone(&Local)
     }
 
     fn text(&self, event: &event) -> String {
