@@ -2,7 +2,7 @@
 //! A process that does what it is told: this binary again, as `live agent`. It takes commands on
 //! stdin, one a line, and answers each with a number, an errno where something can fail.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::helpers::{self, eventually};
-use crate::{doors, kin};
+use crate::{doors, kin, sys};
 
 /// An agent that runs until it is dropped.
 pub struct Agent {
@@ -105,6 +105,12 @@ impl Agent {
         self.ask("thread")
     }
 
+    /// Names a thread of the agent.
+    pub fn name(&mut self, tid: i32, name: &[u8]) {
+        let name = sys::to_hex(name);
+        assert_eq!(self.call(&format!("name {tid} {name}")), Ok(()));
+    }
+
     /// Makes another thread than the leader call execve(2).
     pub fn exec(&mut self) {
         assert_eq!(self.ask("exec"), READY, "of an agent after exec");
@@ -173,6 +179,14 @@ fn obey(commands: impl BufRead) {
             "nice32" => nice32(number(1)),
             "thread" => start_thread(),
             "clone" => clone_as(number(1)).map_or_else(Errno::raw_os_error, |_| 0),
+            // the name of a thread, in hex as it may be any bytes
+            "name" => match fs::write(
+                format!("/proc/self/task/{}/comm", number(1)),
+                sys::from_hex(words[2]),
+            ) {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(-1),
+            },
             "exec" => exec_in_thread(),
             "leave" => leave(),
             _ => doors::obey(&words).unwrap_or_else(|| kin::obey(&words)),

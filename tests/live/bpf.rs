@@ -149,19 +149,24 @@ pub struct Present {
     /// The programs that have a link, so that they are called.
     attached: BTreeSet<u32>,
     task_storages: BTreeSet<u32>,
+    ring_buffers: BTreeSet<u32>,
 }
 
 impl Present {
     pub fn now() -> Self {
+        let maps = |kind| {
+            MapInfoIter::default()
+                .filter(|map| map.ty == kind)
+                .map(|map| map.id)
+                .collect()
+        };
         Self {
             programs: ProgInfoIter::default()
                 .map(|program| (program.id, program.name.to_string_lossy().into_owned()))
                 .collect(),
             attached: LinkInfoIter::default().map(|link| link.prog_id).collect(),
-            task_storages: MapInfoIter::default()
-                .filter(|map| map.ty == MapType::TaskStorage)
-                .map(|map| map.id)
-                .collect(),
+            task_storages: maps(MapType::TaskStorage),
+            ring_buffers: maps(MapType::RingBuf),
         }
     }
 
@@ -173,6 +178,7 @@ impl Present {
             programs: sorted(self.programs.keys().filter(new).filter_map(name).collect()),
             attached: sorted(self.attached.iter().filter(new).filter_map(name).collect()),
             task_storages: (&self.task_storages - &before.task_storages).len(),
+            ring_buffers: (&self.ring_buffers - &before.ring_buffers).len(),
         }
     }
 }
@@ -182,6 +188,7 @@ pub struct Added {
     pub programs: Vec<String>,
     pub attached: Vec<String>,
     pub task_storages: usize,
+    pub ring_buffers: usize,
 }
 
 impl Added {

@@ -26,6 +26,7 @@ mod check;
 mod commands;
 mod doors;
 mod ends;
+mod events;
 mod fuzz;
 mod helpers;
 mod inherit;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             ("targets", targets::tests()),
             ("namespaces", namespaces::tests()),
             ("ends", ends::tests()),
+            ("events", events::tests()),
             ("starts", starts::tests()),
             ("check", check::tests()),
             ("missing", missing::tests()),

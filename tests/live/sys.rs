@@ -244,8 +244,7 @@ impl Caller<'_> {
         match self {
             Outside => poke(bytes),
             Within(agent) => {
-                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                assert_eq!(agent.ask(&format!("poke {hex}")), 0);
+                assert_eq!(agent.ask(&format!("poke {}", to_hex(bytes))), 0);
             }
         }
     }
@@ -278,17 +277,24 @@ impl Caller<'_> {
     }
 }
 
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn from_hex(hex: &str) -> Vec<u8> {
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
+        .collect()
+}
+
 /// What an agent is told: `syscall` and `int80` with a number and three arguments, and `poke`.
 pub fn obey(words: &[&str]) -> Option<i32> {
     let number = |at: usize| words[at].parse::<i64>().expect("a number");
     let args = || [number(2), number(3), number(4)];
     Some(match words[0] {
         "poke" => {
-            let bytes: Vec<_> = (0..words[1].len())
-                .step_by(2)
-                .map(|at| u8::from_str_radix(&words[1][at..at + 2], 16).expect("hex"))
-                .collect();
-            poke(&bytes);
+            poke(&from_hex(words[1]));
             0
         }
         "int80" => {
