@@ -1117,11 +1117,16 @@ fn lines_stay_whole_where_a_command_writes_between_them() {
     let command = child_of(lsm.pid());
     let mut refused = 0;
     while status_field(command, "State").is_some_and(|state| !state.starts_with('Z')) {
-        match set_nice(command, -1) {
-            Err(Errno::PERM) => refused += 1,
-            other => assert_eq!(other, Err(Errno::SRCH)),
+        // more than is written at once
+        lsm.signal(Signal::STOP);
+        for _ in 0..100 {
+            match set_nice(command, -1) {
+                Err(Errno::PERM) => refused += 1,
+                other => assert_eq!(other, Err(Errno::SRCH)),
+            }
         }
-        thread::sleep(Duration::from_micros(100));
+        lsm.signal(Signal::CONT);
+        thread::sleep(Duration::from_millis(5));
     }
     let report = lsm.wait();
     let text = slowly.join().expect("a reader");
