@@ -283,7 +283,14 @@ impl Printer {
             floor: self.floor,
         };
         // fails only for maps with other keys than strings
-        serde_json::to_string(&line).unwrap_or_default()
+        let json = serde_json::to_string(&line).unwrap_or_default();
+        // JSON takes these as they are, a terminal takes them for commands
+        json.chars()
+            .map(|c| match c {
+                '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
+                c => c.into(),
+            })
+            .collect()
     }
 }
 

@@ -56,6 +56,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         [] => None,
         words => Some(Command::hold(words)?),
     };
+    let asked = watch::asked_by_signal()?;
     let cgroup = cli.cgroup.as_deref().map(Cgroup::open).transpose()?;
     let mut targets = BTreeSet::from_iter(&cli.pid)
         .into_iter()
@@ -97,7 +98,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         true => None,
         false => Some(Events::open(&guard, cli.floor, cli.json)?),
     };
-    let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref())?;
+    let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref(), asked)?;
     for target in &targets {
         target.must_run()?;
     }
@@ -132,14 +133,14 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");
     }
-    if let Some(command) = &command
-        && let Err((status, error)) = command.execute()
-    {
-        status!("error: cannot run {}: {error}", cli.command[0].display());
-        return Ok(status);
-    }
-
-    let ended = watch.wait(&mut guard, &mut events)?;
+    let not_run = command.as_ref().and_then(|command| command.execute().err());
+    let ended = match &not_run {
+        Some((_, error)) => {
+            status!("error: cannot run {}: {error}", cli.command[0].display());
+            Ended::Stopped
+        }
+        None => watch.wait(&mut guard, &mut events)?,
+    };
     guard.end();
     if let Some(events) = &mut events
         && let Err(error) = events.finish()
@@ -157,7 +158,11 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         }
         Ended::Gone => status!("{names} is gone, and the guard ended: {summary}"),
     }
-    command.map_or(Ok(ExitCode::SUCCESS), |command| command.status())
+    match (not_run, command) {
+        (Some((status, _)), _) => Ok(status),
+        (None, Some(command)) => command.status(),
+        (None, None) => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Names the processes that are above the ceiling already, and are left so.

@@ -77,8 +77,8 @@ pub fn keep_libbpf_log(verbose: bool) {
     }));
 }
 
-/// A name that its owner chose, made harmless for a terminal: no control characters, and none that
-/// turn the direction of the text or take no room.
+/// A name that its owner chose, made harmless for a terminal: no characters that control it, format
+/// the text, or take no room.
 pub fn printable(name: &[u8]) -> String {
     let takes_room = |c: char| c.width().is_some_and(|width| width > 0);
     let harmless =

@@ -48,9 +48,8 @@ impl<'a> Watch<'a> {
         targets: &'a [Target],
         cgroup: Option<&'a Cgroup>,
         command: Option<&Command>,
+        asked: OwnedFd,
     ) -> Result<Self> {
-        // first of all, as the threads that handle signals inherit it
-        let asked = asked_by_signal().context("cannot receive SIGUSR1")?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .context("cannot make an eventfd")?;
         match command {
@@ -215,21 +214,20 @@ pub fn summary(guard: &mut Guard<'_>, events: Option<&Events>) -> Result<String>
     Ok(words)
 }
 
-/// Makes SIGUSR1 readable, which else would end lsm-nice.
-fn asked_by_signal() -> io::Result<OwnedFd> {
+/// Makes SIGUSR1 readable, which else would end lsm-nice. Threads that are started later inherit it.
+pub fn asked_by_signal() -> Result<OwnedFd> {
     // SAFETY: the set is filled before it is used, and a descriptor that is not -1 is new.
-    unsafe {
+    let fd = unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGUSR1);
-        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
         match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }
-    }
+    };
+    fd.context("cannot receive SIGUSR1")
 }
 
 fn duplicate(target: &Target) -> Result<OwnedFd> {
