@@ -418,23 +418,27 @@ fn a_crowd_is_guarded_and_gives_its_memory_back() {
     let guarded = crowd(true);
     let mut left = taken();
     let per = |kib: i64| kib * 1024 / i64::try_from(size).expect("a size");
+    // pages that the kernel keeps at hand come and go, small objects do so less
+    let is_back = |left: (i64, i64)| left.0 - start.0 < 16384 && left.1 - start.1 < 4096;
     eventually(|| {
         left = taken();
-        (left.0 - start.0 < 4096).then_some(())
+        is_back(left).then_some(())
     });
     println!(
         "crowd: {size} guarded processes, each refused; a process takes {} bytes unguarded, {} \
-         guarded (slab {} and {}); {} KiB more than before are taken at the end",
+         guarded (slab {} and {}); {} KiB more than before are taken at the end (slab {})",
         per(free.0),
         per(guarded.0),
         per(free.1),
         per(guarded.1),
-        left.0 - start.0
+        left.0 - start.0,
+        left.1 - start.1
     );
     assert!(
-        left.0 - start.0 < 4096,
-        "{} KiB are not given back",
-        left.0 - start.0
+        is_back(left),
+        "{} KiB are not given back, {} of them slab",
+        left.0 - start.0,
+        left.1 - start.1
     );
     before.is_not_exceeded();
 }
