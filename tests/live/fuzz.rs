@@ -449,7 +449,17 @@ fn calls(world: &World, seed: u64, count: usize) -> Outcome {
             }
             _ => false,
         };
-        let result = world.perform(&attempt);
+        let mut result = world.perform(&attempt);
+        // The write to an autogroup whose note was lost is refused, whoever it is for: asked again,
+        // what is refused by right is refused again.
+        let mut again = 0..20;
+        while result == Err(Errno::PERM)
+            && (attempt.door, attempt.side) == (7, Side::Free)
+            && again.next().is_some()
+        {
+            result = world.perform(&attempt);
+            outcome.preempted += u64::from(result.is_ok());
+        }
         let states = world.states(&attempt);
 
         let count = &mut outcome.counts[attempt.side as usize][attempt.door];
