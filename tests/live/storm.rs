@@ -419,7 +419,7 @@ fn a_crowd_is_guarded_and_gives_its_memory_back() {
     let mut left = taken();
     let per = |kib: i64| kib * 1024 / i64::try_from(size).expect("a size");
     // pages that the kernel keeps at hand come and go, small objects do so less
-    let is_back = |left: (i64, i64)| left.0 - start.0 < 16384 && left.1 - start.1 < 4096;
+    let is_back = |left: (i64, i64)| left.0 - start.0 < 32768 && left.1 - start.1 < 4096;
     eventually(|| {
         left = taken();
         is_back(left).then_some(())
