@@ -547,11 +547,13 @@ fn use_stale_notes(words: &[&str]) -> i32 {
             .is_ok()
     };
     let fails = || sys::call(Native, Call::Setattr, [whom.into(), NOWHERE, 0]).is_ok();
+    // Again where the note was lost: whose autogroup it is is not known then.
+    let beside = || (0..10).any(|_| write(&other_file, b"-5"));
     let mut passed = 0;
     for round in 0..rounds {
         // what passes first, or fails before it is noted
         match round % 12 {
-            0..=2 => assert!(write(&other_file, b"-5"), "another session"),
+            0..=2 => assert!(beside(), "another session"),
             3 => assert!(nice(5), "a nice value above the floor"),
             4 => assert!(write(&own_file, b"5"), "a nice value above the floor"),
             5 => assert!(attr(other, -5), "another process"),
