@@ -110,6 +110,7 @@ static __always_inline bool in_cgroup(struct task_struct *p)
 {
 	struct cgroup *cgroup = p->cgroups->dfl_cgrp, *ancestor;
 	u16 level = state.cgroup.level;
+	const u64 *ids;
 	u64 id;
 
 	if (cgroup->level < level)
@@ -119,7 +120,8 @@ static __always_inline bool in_cgroup(struct task_struct *p)
 			      &cgroup->ancestors[level]);
 		id = BPF_CORE_READ(ancestor, kn, id);
 	} else {
-		bpf_core_read(&id, sizeof(id), &cgroup->ancestor_ids[level]);
+		ids = __builtin_preserve_access_index(cgroup->ancestor_ids);
+		bpf_probe_read_kernel(&id, sizeof(id), ids + level);
 	}
 	return id == state.cgroup.id;
 }

@@ -13,9 +13,11 @@ static __always_inline bool inherits(u64 clone_flags, struct mark *new)
 	new->guarded = guarded_by(mark_of(creator));
 	if (new->guarded != UNGUARDED)
 		return true;
+	if (!starting)
+		return false;
 	new->guarded = PENDING;
 	new->creator = key_of(creator);
-	return starting;
+	return true;
 }
 
 /*
@@ -35,7 +37,7 @@ int BPF_PROG(task_alloc, struct task_struct *child, unsigned long clone_flags,
 		return 0;
 	if (new.guarded == PENDING) {
 		if (!mark(child, &new))
-			__sync_fetch_and_add(&state.unmarked, 1);
+			__sync_fetch_and_add(&state.missed, 1);
 		return 0;
 	}
 	/* before the child can be seen: see Watch::running() */
@@ -60,6 +62,6 @@ int BPF_PROG(task_newtask, struct task_struct *child, u64 clone_flags)
 	if (mark(child, &new))
 		__sync_fetch_and_add(&state.marked, 1);
 	else
-		__sync_fetch_and_add(&state.unmarked, 1);
+		__sync_fetch_and_add(&state.missed, 1);
 	return 0;
 }

@@ -150,13 +150,16 @@ int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 		.hook = HOOK_TASK_SETSCHEDULER,
 		.target = p,
 	};
+	enum guarded who;
 
 	if (ret)
 		return ret;
 	ask(&request, p);
 	if (is_of_no_interest(request.forbidden))
 		return 0;
-	if (config.events && request.rule == RULE_SCHED && request.asked[1] < 0)
+	who = guarded(p);
+	if (config.events && who == GUARDED && request.rule == RULE_SCHED &&
+	    request.asked[1] < 0)
 		request.asked[1] = noted_priority(p);
-	return verdict(guarded(p), &request);
+	return verdict(who, &request);
 }

@@ -13,7 +13,7 @@ static __always_inline int refuse(u64 *count)
 
 static __always_inline int judge(struct request *request)
 {
-	int ret = 0;
+	int ret;
 
 	if (!request->forbidden) {
 		if (!config.allowed || !(request->rule & config.rules))

@@ -153,6 +153,7 @@ struct state {
 	u64 marked; /* tasks marked by anyone but their own creator, */
 	u64 inherited; /* by their creator, */
 	u64 unmarked; /* and not, for lack of memory */
+	u64 missed; /* new tasks not marked for lack of it, never to be found */
 };
 
 /* What the walk writes for each guarded task that has not exited. */

@@ -146,7 +146,7 @@ struct kernfs_node {
 struct cgroup {
 	int level;
 	struct kernfs_node *kn;
-	u64 ancestor_ids[1]; /* before 6.1 */
+	u64 ancestor_ids[1]; /* before 6.1, one for each level */
 	struct cgroup *ancestors[];
 };
 

@@ -110,20 +110,22 @@ impl Events {
         Ok(true)
     }
 
-    /// Prints what is left, unless the reader takes too long.
+    /// Prints what is left, unless the reader takes too long, and counts what is not printed.
     pub fn finish(&mut self) -> Result<(), Errno> {
         let start = Instant::now();
-        while !self.closed {
+        let mut result = Ok(true);
+        while !self.closed && result.is_ok() {
             if !self.is_blocked() && self.ring.consume_raw_n(BATCH) <= 0 {
-                return Ok(());
+                break;
             }
             let left = PATIENCE.saturating_sub(start.elapsed());
-            if !self.write(left)? && left.is_zero() {
+            result = self.write(left);
+            if result == Ok(false) && left.is_zero() {
                 break;
             }
         }
         self.discard();
-        Ok(())
+        result.map(|_| ())
     }
 
     /// Prints no more: the reader is gone.

@@ -211,6 +211,7 @@ impl<'obj> Guard<'obj> {
         let (target, process, asked) = {
             let mut object = MaybeUninit::uninit();
             let mut open = open(&mut object, &["resolve"], request)?;
+            open.maps.events.set_autocreate(false)?;
             open.maps.marks.set_autocreate(false)?;
             open.maps.marked_late.set_autocreate(false)?;
             let mut skel = open.load()?;
@@ -256,6 +257,9 @@ impl<'obj> Guard<'obj> {
         let mut quiet_rounds = 0;
         for _ in 0..MOST_ROUNDS {
             let before = read(&mut self.skel)?;
+            if before.missed > 0 {
+                break;
+            }
             self.guarded_tasks()?;
             for pid in &request.processes {
                 ask(&mut self.skel, *pid, &mut self.clock)?;
@@ -267,7 +271,7 @@ impl<'obj> Guard<'obj> {
             }
             let quiet = (after.marked, after.unmarked) == (before.marked, before.unmarked);
             quiet_rounds = if quiet { quiet_rounds + 1 } else { 0 };
-            if quiet_rounds == 2 {
+            if quiet_rounds == 2 && after.missed == 0 {
                 return write(&mut self.skel, |state| {
                     state.tree = 0;
                     state.starting = 0;

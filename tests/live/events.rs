@@ -57,6 +57,7 @@ tests!(
     a_reader_that_reads_nothing_holds_nobody_up,
     a_terminal_that_nobody_reads_holds_nobody_up,
     a_reader_that_has_gone_is_named_once_and_the_guard_stays,
+    a_reader_that_goes_as_the_guard_ends_loses_no_count,
     a_full_disk_is_named_once_and_the_guard_stays,
     lines_stay_whole_where_a_command_writes_between_them,
     an_event_is_read_at_once_when_idle,
@@ -1074,6 +1075,30 @@ fn a_reader_that_has_gone_is_named_once_and_the_guard_stays() {
         drop(reader);
         loses_its_output(lsm, &target, 1, "Broken pipe");
     }
+}
+
+fn a_reader_that_goes_as_the_guard_ends_loses_no_count() {
+    let target = Agent::start();
+    let (reader, out) = Reader::pipe();
+    let lsm = Lsm::start_with(&format!("--pid {}", target.pid), |command| {
+        command.stdout(out);
+    });
+    // stopped, it sees the end of its target together with the events
+    lsm.signal(Signal::STOP);
+    let stopped = || {
+        status_field(lsm.pid(), "State")?
+            .starts_with('T')
+            .then_some(())
+    };
+    assert_eq!(eventually(stopped), Some(()), "lsm-nice is to stop");
+    (0..3).for_each(|_| refuses(target.pid, -1));
+    drop(reader);
+    target.quit();
+    lsm.signal(Signal::CONT);
+    lsm.wait()
+        .exited(0)
+        .says("warning: the last events cannot be printed: stdout: Broken pipe")
+        .says("and the guard ended: 3 refused, 3 events lost");
 }
 
 fn a_full_disk_is_named_once_and_the_guard_stays() {
