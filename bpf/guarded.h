@@ -165,3 +165,26 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 		return GUARDED;
 	return UNGUARDED;
 }
+
+/* The same for the current task, where that is the one that rules are about. */
+static __always_inline enum guarded guarded_current(void)
+{
+	struct task_struct *p;
+	u64 start;
+	int tgid;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id,
+				       BPF_FUNC_get_current_task_btf))
+		return guarded(bpf_get_current_task_btf());
+	/* before 5.11, where there are no marks */
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	if (tgid != config.target.tgid && tgid != state.trial.tgid)
+		return UNGUARDED;
+	p = (struct task_struct *)bpf_get_current_task();
+	start = BPF_CORE_READ(p, group_leader, start_boottime);
+	if (tgid == config.target.tgid && start == config.target.start)
+		return GUARDED;
+	if (tgid == state.trial.tgid && start == state.trial.start)
+		return TRIAL;
+	return UNGUARDED;
+}

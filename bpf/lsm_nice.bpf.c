@@ -29,5 +29,6 @@ enum rule unused_rule;
 #include "nice.bpf.c"
 #include "sched.bpf.c"
 #include "io.bpf.c"
+#include "heap.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -54,6 +54,8 @@ static __always_inline void read_had(s64 *had, struct request *request)
 	case RULE_IO:
 		had[0] = BPF_CORE_READ(p, io_context, ioprio);
 		break;
+	default:
+		break;
 	}
 }
 

@@ -119,12 +119,13 @@ static __always_inline int noted_priority(struct task_struct *p)
 static __always_inline void ask(struct request *request, struct task_struct *p)
 {
 	struct syscall now = current_syscall();
+	u32 policy = now.args[1]; /* of sched_setscheduler(2) */
 
 	request->call = now.call;
 	switch (now.call) {
 	case CALL_SETSCHEDULER:
-		ask_class(request, now.policy & ~SCHED_RESET_ON_FORK, -1,
-			  now.policy & SCHED_RESET_ON_FORK);
+		ask_class(request, policy & ~SCHED_RESET_ON_FORK, -1,
+			  policy & SCHED_RESET_ON_FORK);
 		break;
 	case CALL_SETPARAM:
 		ask_class(request, p->policy, -1, false);

@@ -7,7 +7,7 @@
 
 struct syscall {
 	enum call call;
-	u32 policy; /* that sched_setscheduler(2) asks for */
+	u64 args[3];
 };
 
 /* asm/thread_info.h: in a call by the 32-bit numbers */
@@ -24,6 +24,8 @@ static __always_inline enum call compat_call(u32 nr)
 		return CALL_NICE;
 	case 97:
 		return CALL_SETPRIORITY;
+	case 125:
+		return CALL_MPROTECT;
 	case 154:
 		return CALL_SETPARAM;
 	case 156:
@@ -32,6 +34,8 @@ static __always_inline enum call compat_call(u32 nr)
 		return CALL_IOPRIO_SET;
 	case 351:
 		return CALL_SETATTR;
+	case 380:
+		return CALL_PKEY_MPROTECT;
 	}
 	return CALL_OTHER;
 }
@@ -39,6 +43,8 @@ static __always_inline enum call compat_call(u32 nr)
 static __always_inline enum call native_call(u32 nr)
 {
 	switch (nr & ~X32_SYSCALL_BIT) {
+	case 10:
+		return CALL_MPROTECT;
 	case 141:
 		return CALL_SETPRIORITY;
 	case 142:
@@ -49,6 +55,8 @@ static __always_inline enum call native_call(u32 nr)
 		return CALL_IOPRIO_SET;
 	case 314:
 		return CALL_SETATTR;
+	case 329:
+		return CALL_PKEY_MPROTECT;
 	}
 	return CALL_OTHER;
 }
@@ -70,11 +78,15 @@ static __always_inline struct syscall current_syscall(void)
 			return now;
 		regs = (struct pt_regs *)bpf_task_pt_regs(p);
 		if (p->thread_info.status & TS_COMPAT) {
+			now.args[0] = (u32)regs->bx;
+			now.args[1] = (u32)regs->cx;
+			now.args[2] = (u32)regs->dx;
 			now.call = compat_call(regs->orig_ax);
-			now.policy = regs->cx;
 		} else {
+			now.args[0] = regs->di;
+			now.args[1] = regs->si;
+			now.args[2] = regs->dx;
 			now.call = native_call(regs->orig_ax);
-			now.policy = regs->si;
 		}
 		return now;
 	}
@@ -84,11 +96,15 @@ static __always_inline struct syscall current_syscall(void)
 		return now;
 	regs = BPF_CORE_READ(p, stack) + THREAD_SIZE - sizeof(*regs);
 	if (BPF_CORE_READ(p, thread_info.status) & TS_COMPAT) {
+		now.args[0] = (u32)BPF_PROBE_READ(regs, bx);
+		now.args[1] = (u32)BPF_PROBE_READ(regs, cx);
+		now.args[2] = (u32)BPF_PROBE_READ(regs, dx);
 		now.call = compat_call(BPF_PROBE_READ(regs, orig_ax));
-		now.policy = BPF_PROBE_READ(regs, cx);
 	} else {
+		now.args[0] = BPF_PROBE_READ(regs, di);
+		now.args[1] = BPF_PROBE_READ(regs, si);
+		now.args[2] = BPF_PROBE_READ(regs, dx);
 		now.call = native_call(BPF_PROBE_READ(regs, orig_ax));
-		now.policy = BPF_PROBE_READ(regs, si);
 	}
 	return now;
 }

@@ -30,6 +30,8 @@ enum rule {
 	RULE_NICE = 1,
 	RULE_SCHED = 2,
 	RULE_IO = 4,
+	RULE_HEAP = 8,
+	RULE_HEAP_EXEC = 16,
 };
 
 /* What was decided of a request. */
@@ -43,6 +45,7 @@ enum hook {
 	HOOK_TASK_SETNICE,
 	HOOK_TASK_SETSCHEDULER,
 	HOOK_TASK_SETIOPRIO,
+	HOOK_FILE_MPROTECT,
 };
 
 /* The system calls that a hook is called for. */
@@ -55,6 +58,8 @@ enum call {
 	CALL_SETSCHEDULER,
 	CALL_SETATTR,
 	CALL_IOPRIO_SET,
+	CALL_MPROTECT,
+	CALL_PKEY_MPROTECT,
 };
 
 /* A task as messages name it. */
@@ -70,6 +75,7 @@ struct named {
  *	nice	asked: nice value; had: nice value
  *	sched	asked: policy, real-time priority or -1; had: the same
  *	io	asked: ioprio; had: ioprio
+ *	heap*	asked: start, end, PROT_ bits
  */
 struct event {
 	u64 time; /* CLOCK_BOOTTIME, in the initial time namespace, ns */

@@ -60,6 +60,11 @@ typedef _Bool bool;
 #define IOPRIO_CLASS_BE 2
 #define IOPRIO_LEVEL_MASK 7
 
+/* uapi/asm-generic/mman-common.h */
+#define PROT_EXEC 0x4
+#define PROT_GROWSDOWN 0x01000000
+#define PROT_GROWSUP 0x02000000
+
 /* uapi/linux/bpf.h */
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
@@ -197,7 +202,15 @@ struct file {
 };
 
 struct mm_struct {
+	unsigned long start_brk;
+	unsigned long brk;
 	struct file *exe_file;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	struct mm_struct *vm_mm;
 };
 
 struct task_struct {

@@ -205,9 +205,9 @@ fn print_row(name: &str, finding: &Finding, json: bool) -> Result<()> {
         serde_json::to_string(&row)?
     } else {
         let mark = if row.ok { "ok" } else { "FAILED" };
-        let fix = row.fix.map(|fix| format!("\n{:<21} fix: {fix}", ""));
+        let fix = row.fix.map(|fix| format!("\n{:<22} fix: {fix}", ""));
         format!(
-            "{name:<13} {mark:<7} {}{}",
+            "{name:<14} {mark:<7} {}{}",
             row.detail,
             fix.unwrap_or_default()
         )

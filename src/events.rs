@@ -255,12 +255,19 @@ impl Printer {
         };
         let time = self.time(event).to_rfc3339_opts(SecondsFormat::Secs, false);
         let caller = cell(&event.caller);
-        let target = cell(&event.target);
+        let rule = Rule::by_bit(event.rule.0);
+        // who calls is the target
+        let target = match rule {
+            Some(Rule {
+                of_caller: true, ..
+            }) => String::new(),
+            _ => format!("on {} ", cell(&event.target)),
+        };
         let call = call_of(event).unwrap_or_else(|| hook_of(event));
-        let change = Rule::by_bit(event.rule.0).map_or(String::new(), |rule| {
+        let change = rule.map_or(String::new(), |rule| {
             (rule.change)(had(event), asked(event), self.floor)
         });
-        format!("{time} {on}{verdict:<7}{off} {caller} on {target} {call} {change}")
+        format!("{time} {on}{verdict:<7}{off} {caller} {target}{call} {change}")
     }
 
     fn json(&self, event: &event) -> String {
@@ -281,7 +288,9 @@ impl Printer {
                 exe: name(&event.exe),
             },
             asked: asked(event).and_then(value),
-            had: had(event).and_then(value),
+            had: had(event)
+                .filter(|_| rule.is_some_and(|rule| !rule.of_caller))
+                .and_then(value),
             floor: self.floor,
         };
         // fails only for maps with other keys than strings
@@ -308,6 +317,7 @@ fn hook_of(event: &event) -> &'static str {
     match event.hook {
         shared::hook::HOOK_TASK_SETNICE => "task_setnice",
         shared::hook::HOOK_TASK_SETSCHEDULER => "task_setscheduler",
+        shared::hook::HOOK_FILE_MPROTECT => "file_mprotect",
         _ => "task_setioprio",
     }
 }
@@ -321,6 +331,8 @@ fn call_of(event: &event) -> Option<&'static str> {
         shared::call::CALL_SETSCHEDULER => "sched_setscheduler",
         shared::call::CALL_SETATTR => "sched_setattr",
         shared::call::CALL_IOPRIO_SET => "ioprio_set",
+        shared::call::CALL_MPROTECT => "mprotect",
+        shared::call::CALL_PKEY_MPROTECT => "pkey_mprotect",
         _ => return None,
     })
 }
@@ -402,9 +414,10 @@ mod tests {
         use shared::{call as c, hook as h, verdict as v};
         let classes = [0, 1, 2, 3, 5, 6, 7];
         let values = |bit: u32, asked: i64| match bit {
-            1 => [asked.rem_euclid(40) - 20, 0],
-            2 => [classes[asked.rem_euclid(7) as usize], 99],
-            _ => [asked.rem_euclid(4) << 13 | 7, 0],
+            1 => [asked.rem_euclid(40) - 20, 0, 0],
+            2 => [classes[asked.rem_euclid(7) as usize], 99, 0],
+            4 => [asked.rem_euclid(4) << 13 | 7, 0, 0],
+            _ => [0x7fff_ffff_f000 - asked, 0x7fff_ffff_f000, asked % 16],
         };
         let setattr = (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETATTR);
         let doors = [
@@ -416,6 +429,8 @@ mod tests {
             (2, (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETSCHEDULER)),
             (2, (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETPARAM)),
             (4, (h::HOOK_TASK_SETIOPRIO, c::CALL_IOPRIO_SET)),
+            (8, (h::HOOK_FILE_MPROTECT, c::CALL_MPROTECT)),
+            (16, (h::HOOK_FILE_MPROTECT, c::CALL_PKEY_MPROTECT)),
         ];
         let tasks = [
             named(4_194_303, b"fifteen letters"),
@@ -435,9 +450,9 @@ mod tests {
             for decided in [v::DENIED, v::AUDITED, v::ALLOWED] {
                 for value in 0..40 {
                     for task in &tasks {
-                        let [asked, priority] = values(bit, value);
+                        let asked = values(bit, value);
                         // sched_setscheduler(2) and sched_setparam(2) cannot ask for DEADLINE
-                        if bit == 2 && asked == 6 && by != c::CALL_SETATTR {
+                        if bit == 2 && asked[0] == 6 && by != c::CALL_SETATTR {
                             continue;
                         }
                         events.push(event {
@@ -448,11 +463,10 @@ mod tests {
                             target: *task,
                             caller: tasks[0],
                             known: (value % 5 != 4).into(),
-                            asked: [asked, priority, 0],
-                            had: if bit == 2 {
-                                [6, 0]
-                            } else {
-                                values(bit, -value)
+                            asked,
+                            had: match values(bit, -value) {
+                                _ if bit == 2 => [6, 0],
+                                [first, second, _] => [first, second],
                             },
                             ..event::default()
                         });
@@ -484,7 +498,8 @@ mod tests {
             let call = call_of(event).expect("a call");
             (before(" on "), before(&format!(" {call} ")))
         };
-        let events = events();
+        let mut events = events();
+        events.retain(|event| Rule::by_bit(event.rule.0).is_some_and(|rule| !rule.of_caller));
         let first = columns(&events[0]);
         assert!(events.iter().all(|event| columns(event) == first));
     }

@@ -144,9 +144,9 @@ impl<'obj> Guard<'obj> {
         if request.reports != Reports::Nothing {
             check::ring_buffer()?;
         }
-        let child = Child::spawn()?;
+        let mut child = Child::spawn()?;
         if request.is_plain() {
-            return Self::start_plain(object, request, &child);
+            return Self::start_plain(object, request, &mut child);
         }
         check::task_storage()?;
 
@@ -197,7 +197,7 @@ impl<'obj> Guard<'obj> {
             guard.mark(request)?;
         }
         drop(resolve);
-        guard.try_on(&child, process, request)?;
+        guard.try_on(&mut child, process, request)?;
         Ok(guard)
     }
 
@@ -205,7 +205,7 @@ impl<'obj> Guard<'obj> {
     fn start_plain(
         object: &'obj mut MaybeUninit<OpenObject>,
         request: &Request<'_>,
-        child: &Child,
+        child: &mut Child,
     ) -> Result<Self> {
         let mut clock = Clock::default();
         let (target, process, asked) = {
@@ -347,25 +347,28 @@ impl<'obj> Guard<'obj> {
     /// Proves on the child, and where children inherit on a child of it, that each door is shut.
     ///
     /// Another guard may refuse what this one would; so it must have seen the call that both allow.
-    fn try_on(&mut self, child: &Child, process: process, request: &Request<'_>) -> Result<()> {
+    fn try_on(&mut self, child: &mut Child, process: process, request: &Request<'_>) -> Result<()> {
         finish_calls();
         write(&mut self.skel, |state| state.trial = process)?;
-        let mut pids = vec![child.pid];
+        self.try_doors(child, request)?;
         if request.marks() && request.children {
-            pids.push(child.fork()?);
-        }
-        for pid in pids {
-            for (_, door) in &request.doors {
-                let before = read(&mut self.skel)?.trial_seen;
-                (door.prove)(pid, request.floor, &mut || {
-                    if read(&mut self.skel)?.trial_seen == before {
-                        return Err(does_not_fire(door.call));
-                    }
-                    Ok(())
-                })?;
-            }
+            child.fork()?;
+            self.try_doors(child, request)?;
         }
         write(&mut self.skel, |state| state.trial = process::default())
+    }
+
+    fn try_doors(&mut self, child: &Child, request: &Request<'_>) -> Result<()> {
+        for (_, door) in &request.doors {
+            let before = read(&mut self.skel)?.trial_seen;
+            (door.prove)(child, request.floor, &mut || {
+                if read(&mut self.skel)?.trial_seen == before {
+                    return Err(does_not_fire(door.call));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
 use crate::guard::shared::rule as bits;
+use crate::trial::{Call, Child};
 
 /// The range of nice values (setpriority(2)); a lower value is a higher priority.
 pub const HIGHEST: i32 = -20;
@@ -21,6 +22,7 @@ pub const LOWEST: i32 = 19;
 
 /// The lowest I/O priority of class best-effort (ioprio_set(2)).
 const LOWEST_IO: i32 = 7;
+const PAGE: usize = 4096;
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_RT: i32 = 1;
 const IOPRIO_CLASS_BE: i32 = 2;
@@ -33,6 +35,9 @@ const SCHED_EXT: i32 = 7; // linux/sched.h, from 6.12 on
 pub struct Rule {
     pub name: &'static str,
     pub bit: u32,
+    /// The guarded task is the one that calls, not the one that is acted upon: an event changes
+    /// nothing that the task had.
+    pub of_caller: bool,
     /// What --help says of it.
     pub refuses: &'static str,
     /// What the guarding line says of it.
@@ -53,16 +58,18 @@ pub type Values<'a> = Option<&'a [i64]>;
 pub struct Door {
     pub call: &'static str,
     pub programs: &'static [&'static str],
-    /// Makes an allowed call on the child, which `seen` must count, and a refused one.
-    pub prove: fn(child: Pid, floor: i32, seen: Seen<'_>) -> Result<()>,
+    /// Makes an allowed call on the child, or has it make one, which `seen` must count, and a
+    /// refused one.
+    pub prove: fn(child: &Child, floor: i32, seen: Seen<'_>) -> Result<()>,
 }
 
 pub type RuleDoor = (&'static Rule, &'static Door);
 
-pub static RULES: [Rule; 3] = [
+pub static RULES: [Rule; 5] = [
     Rule {
         name: "nice",
         bit: bits::RULE_NICE.0,
+        of_caller: false,
         refuses: "a nice value below the floor, by whichever call",
         ceiling: |floor| format!("no nice value below {floor}"),
         raised: |tid, floor| {
@@ -95,6 +102,7 @@ pub static RULES: [Rule; 3] = [
     Rule {
         name: "sched",
         bit: bits::RULE_SCHED.0,
+        of_caller: false,
         refuses: "the classes above SCHED_OTHER: FIFO, RR and DEADLINE",
         ceiling: |_| "no class above SCHED_OTHER".into(),
         raised: |tid, _| {
@@ -120,6 +128,7 @@ pub static RULES: [Rule; 3] = [
     Rule {
         name: "io",
         bit: bits::RULE_IO.0,
+        of_caller: false,
         refuses: "an I/O priority above the one that the floor gives: real-time, best-effort < (NICE + 20) / 5",
         ceiling: |floor| format!("no I/O priority above best-effort {}", io_level(floor)),
         raised: |tid, floor| {
@@ -149,6 +158,36 @@ pub static RULES: [Rule; 3] = [
             prove: prove_ioprio,
         }],
     },
+    Rule {
+        name: "heap",
+        bit: bits::RULE_HEAP.0,
+        of_caller: true,
+        refuses: "mprotect(2), pkey_mprotect(2) on the heap, start_brk to brk",
+        ceiling: |_| "no other protection of the heap".into(),
+        raised: |_, _| None,
+        value: protection,
+        change: |_, asked, _| asked.map_or("?".into(), protection_text),
+        doors: &[Door {
+            call: "mprotect(2), pkey_mprotect(2)",
+            programs: &["file_mprotect"],
+            prove: prove_heap,
+        }],
+    },
+    Rule {
+        name: "heap-exec",
+        bit: bits::RULE_HEAP_EXEC.0,
+        of_caller: true,
+        refuses: "the same where PROT_EXEC is asked for",
+        ceiling: |_| "no executable heap".into(),
+        raised: |_, _| None,
+        value: protection,
+        change: |_, asked, _| asked.map_or("?".into(), protection_text),
+        doors: &[Door {
+            call: "mprotect(2), pkey_mprotect(2) with PROT_EXEC",
+            programs: &["file_mprotect"],
+            prove: prove_heap_exec,
+        }],
+    },
 ];
 
 const AUTOGROUP: &str = "/proc/PID/autogroup";
@@ -168,6 +207,14 @@ fn change(had: Values<'_>, asked: Values<'_>, text: fn(&[i64]) -> String) -> Str
     format!("{} -> {}", text(had), text(asked))
 }
 
+/// The name of a constant, or its number.
+fn named(names: &[(i32, &str)], value: i64) -> String {
+    names
+        .iter()
+        .find(|(number, _)| i64::from(*number) == value)
+        .map_or(value.to_string(), |(_, name)| (*name).into())
+}
+
 fn policy_name(policy: i64) -> String {
     const NAMES: [(i32, &str); 7] = [
         (libc::SCHED_OTHER, "SCHED_OTHER"),
@@ -178,10 +225,46 @@ fn policy_name(policy: i64) -> String {
         (libc::SCHED_DEADLINE, "SCHED_DEADLINE"),
         (SCHED_EXT, "SCHED_EXT"),
     ];
-    NAMES
+    named(&NAMES, policy)
+}
+
+/// PROT_READ and so on as mprotect(2) takes them: `READ|WRITE`, `NONE`.
+fn prot_names(prot: i64) -> String {
+    const NAMES: [(i32, &str); 3] = [
+        (libc::PROT_READ, "READ"),
+        (libc::PROT_WRITE, "WRITE"),
+        (libc::PROT_EXEC, "EXEC"),
+    ];
+    let known = NAMES.iter().fold(0, |all, (bit, _)| all | i64::from(*bit));
+    let mut names: Vec<String> = NAMES
         .iter()
-        .find(|(number, _)| i64::from(*number) == policy)
-        .map_or(policy.to_string(), |(_, name)| (*name).into())
+        .filter(|(bit, _)| prot & i64::from(*bit) != 0)
+        .map(|(_, name)| (*name).into())
+        .collect();
+    if prot & !known != 0 {
+        names.push(format!("{:#x}", prot & !known));
+    }
+    match names.is_empty() {
+        true => "NONE".into(),
+        false => names.join("|"),
+    }
+}
+
+fn protection(values: &[i64]) -> Value {
+    json!({
+        "start": format!("{:#x}", values[0]),
+        "end": format!("{:#x}", values[1]),
+        "prot": prot_names(values[2]),
+    })
+}
+
+fn protection_text(values: &[i64]) -> String {
+    format!(
+        "{:#x}-{:#x} {}",
+        values[0],
+        values[1],
+        prot_names(values[2])
+    )
 }
 
 fn io_class(ioprio: i64) -> &'static str {
@@ -216,32 +299,32 @@ fn io_level(nice: i32) -> i32 {
 
 type Seen<'a> = &'a mut dyn FnMut() -> Result<()>;
 
-fn prove_setpriority(child: Pid, floor: i32, seen: Seen<'_>) -> Result<()> {
-    setpriority_process(Some(child), LOWEST).context("cannot set a child to nice 19")?;
+fn prove_setpriority(child: &Child, floor: i32, seen: Seen<'_>) -> Result<()> {
+    setpriority_process(Some(child.pid), LOWEST).context("cannot set a child to nice 19")?;
     seen()?;
     if floor > HIGHEST {
         must_be_refused(
             "setpriority(2)",
-            setpriority_process(Some(child), floor - 1).map_err(Into::into),
+            setpriority_process(Some(child.pid), floor - 1).map_err(Into::into),
         )?;
-        if getpriority_process(Some(child)) != Ok(LOWEST) {
+        if getpriority_process(Some(child.pid)) != Ok(LOWEST) {
             bail!("a refused setpriority(2) has changed the nice value of a child");
         }
     }
     Ok(())
 }
 
-fn prove_setattr(child: Pid, floor: i32, seen: Seen<'_>) -> Result<()> {
-    allowed("sched_setattr(2)", || setattr(child, LOWEST), seen)?;
+fn prove_setattr(child: &Child, floor: i32, seen: Seen<'_>) -> Result<()> {
+    allowed("sched_setattr(2)", || setattr(child.pid, LOWEST), seen)?;
     if floor > HIGHEST {
-        must_be_refused("sched_setattr(2)", setattr(child, floor - 1))?;
+        must_be_refused("sched_setattr(2)", setattr(child.pid, floor - 1))?;
     }
     Ok(())
 }
 
-fn prove_autogroup(child: Pid, floor: i32, seen: Seen<'_>) -> Result<()> {
+fn prove_autogroup(child: &Child, floor: i32, seen: Seen<'_>) -> Result<()> {
     // the child has a session, and so an autogroup, of its own
-    let file = format!("/proc/{child}/autogroup");
+    let file = format!("/proc/{}/autogroup", child.pid);
     let write = |nice: i32| fs::write(&file, nice.to_string());
     allowed(AUTOGROUP, || write(LOWEST), seen)?;
     if floor > HIGHEST {
@@ -250,27 +333,44 @@ fn prove_autogroup(child: Pid, floor: i32, seen: Seen<'_>) -> Result<()> {
     Ok(())
 }
 
-fn prove_setscheduler(child: Pid, _floor: i32, seen: Seen<'_>) -> Result<()> {
-    setscheduler(child, libc::SCHED_BATCH, 0).context("cannot set a child to SCHED_BATCH")?;
+fn prove_setscheduler(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    setscheduler(child.pid, libc::SCHED_BATCH, 0).context("cannot set a child to SCHED_BATCH")?;
     seen()?;
-    must_be_refused("SCHED_FIFO", setscheduler(child, libc::SCHED_FIFO, 1))?;
-    let affinity = sched_getaffinity(Some(child)).context("cannot read the affinity of a child")?;
-    sched_setaffinity(Some(child), &affinity)
+    must_be_refused("SCHED_FIFO", setscheduler(child.pid, libc::SCHED_FIFO, 1))?;
+    let affinity =
+        sched_getaffinity(Some(child.pid)).context("cannot read the affinity of a child")?;
+    sched_setaffinity(Some(child.pid), &affinity)
         .context("the CPU affinity of a guarded child cannot be set any more")?;
-    if getscheduler(child).ok() != Some(libc::SCHED_BATCH) {
+    if getscheduler(child.pid).ok() != Some(libc::SCHED_BATCH) {
         bail!("a refused sched_setscheduler(2) has changed the class of a child");
     }
     Ok(())
 }
 
-fn prove_ioprio(child: Pid, _floor: i32, seen: Seen<'_>) -> Result<()> {
-    ioprio_set(child, IOPRIO_CLASS_BE, LOWEST_IO)
+fn prove_ioprio(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    ioprio_set(child.pid, IOPRIO_CLASS_BE, LOWEST_IO)
         .context("cannot set a child to I/O priority best-effort 7")?;
     seen()?;
     must_be_refused(
         "ioprio_set(2)",
-        ioprio_set(child, IOPRIO_CLASS_RT, LOWEST_IO),
+        ioprio_set(child.pid, IOPRIO_CLASS_RT, LOWEST_IO),
     )
+}
+
+fn prove_heap(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    prove_mprotect(child, seen, || protect(heap(), 0))
+}
+
+fn prove_heap_exec(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    prove_mprotect(child, seen, || protect(heap(), libc::PROT_EXEC))
+}
+
+fn prove_mprotect(child: &Child, seen: Seen<'_>, forbidden: Call) -> Result<()> {
+    child
+        .call(|| protect(new_page()?, 0))?
+        .context("a child cannot change the protection of its memory")?;
+    seen()?;
+    must_be_refused("mprotect(2) of the heap", child.call(forbidden)?)
 }
 
 /// A call that asks for nice 19, and is noted for its hook on the way. It is tried again where it
@@ -291,7 +391,7 @@ fn must_be_refused(call: &str, result: std::io::Result<()>) -> Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(()),
         result => Err(anyhow!(
-            "{call} above the ceiling, on a guarded child, should be EPERM and is {result:?}"
+            "{call} that is forbidden should be EPERM for a guarded child and is {result:?}"
         )),
     }
 }
@@ -336,6 +436,38 @@ fn ioprio_set(pid: Pid, class: i32, level: i32) -> std::io::Result<()> {
             class << IOPRIO_CLASS_SHIFT | level,
         )
     })
+}
+
+/// The last page of the heap of this process, which malloc(3) has made.
+fn heap() -> *mut libc::c_void {
+    // SAFETY: moves nothing, and returns the end of the heap.
+    let end = unsafe { libc::sbrk(0) };
+    end.map_addr(|end| (end - 1) & !(PAGE - 1))
+}
+
+fn new_page() -> std::io::Result<*mut libc::c_void> {
+    // SAFETY: a new mapping, wherever there is room.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    match page == libc::MAP_FAILED {
+        true => Err(std::io::Error::last_os_error()),
+        false => Ok(page),
+    }
+}
+
+/// mprotect(2) for a page, which stays readable and writable.
+fn protect(page: *mut libc::c_void, more: libc::c_int) -> std::io::Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE | more;
+    // SAFETY: the page can be used as before.
+    done(unsafe { libc::mprotect(page, PAGE, prot) }.into())
 }
 
 fn done(result: i64) -> std::io::Result<()> {

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! The child that a guard proves itself on: it sleeps while lsm-nice sets its nice value.
+//! The child that a guard proves itself on: it sleeps while lsm-nice changes its priority, and makes
+//! the calls that rules forbid to the caller.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, getpid, waitpid};
+use rustix::process::{Pid, WaitOptions, getpid, wait, waitpid};
+
+/// What the child does when it is told: system calls alone, as it was made by fork(2).
+pub type Call = fn() -> io::Result<()>;
 
 pub struct Child {
+    /// Who acts: the child, or after [`Child::fork`] its child.
     pub pid: Pid,
-    /// A byte here makes the child fork. It lives until the last writer is gone, so it cannot
+    first: Pid,
+    /// A call here, or None to fork. The child lives until the last writer is gone, so it cannot
     /// outlive lsm-nice.
     ask: Option<OwnedFd>,
-    /// Where the PID of each child comes from that is ready.
+    /// Where the PID of each child comes from that is ready, and the errno of each call.
     answer: OwnedFd,
 }
 
@@ -22,66 +29,107 @@ impl Child {
         let (asked, ask) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         let (answer, say) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         if let Some(pid) = fork().context("cannot start a child for the trial")? {
-            let child = Self {
+            let mut child = Self {
                 pid,
+                first: pid,
                 ask: Some(ask),
                 answer,
             };
             drop(say);
-            child.answer()?;
+            child.is_ready()?;
             return Ok(child);
         }
         drop(ask);
         // an autogroup of its own, which the trial of that door changes, before lsm-nice goes on
         let _ = rustix::process::setsid();
-        tell_pid(&say);
-        while let Ok(1) | Err(Errno::INTR) = read(&asked, &mut [0u8]) {
-            if let Ok(None) = fork() {
-                tell_pid(&say);
-                while let Err(Errno::INTR) = read(&asked, &mut [0u8]) {}
-                exit();
-            }
+        tell(&say, getpid().as_raw_pid());
+        while let Ok(asked) = receive(&asked) {
+            // SAFETY: sent by lsm-nice, of which this is a fork: the same code is there.
+            let call =
+                unsafe { std::mem::transmute::<[u8; size_of::<usize>()], Option<Call>>(asked) };
+            let answer = match call {
+                Some(call) => call()
+                    .err()
+                    .map_or(0, |error| error.raw_os_error().unwrap_or(-1)),
+                None => match fork() {
+                    Ok(None) => getpid().as_raw_pid(),
+                    Ok(Some(_)) => break,
+                    Err(_) => 0,
+                },
+            };
+            tell(&say, answer);
         }
-        while rustix::process::wait(WaitOptions::empty()).is_ok() {}
+        while wait(WaitOptions::empty()).is_ok() {}
         exit()
     }
 
-    /// Makes the child fork, and returns the PID of its child.
-    pub fn fork(&self) -> Result<Pid> {
-        let ask = self
-            .ask
-            .as_ref()
-            .context("the child for the trial is gone")?;
-        write(ask, b"f").context("the child for the trial is gone")?;
-        self.answer()
+    /// Makes the child fork. Its child acts from then on.
+    pub fn fork(&mut self) -> Result<()> {
+        self.ask(None)?;
+        self.is_ready()
     }
 
-    fn answer(&self) -> Result<Pid> {
-        let mut pid = [0; size_of::<i32>()];
-        while let Err(Errno::INTR) = read(&self.answer, &mut pid) {}
-        Pid::from_raw(i32::from_ne_bytes(pid)).context("a child for the trial could not be started")
+    /// Makes the child call.
+    pub fn call(&self, call: Call) -> Result<io::Result<()>> {
+        self.ask(Some(call))?;
+        Ok(match self.answer()? {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        })
+    }
+
+    fn ask(&self, call: Option<Call>) -> Result<()> {
+        let asked = call.map_or(0, |call| call as usize);
+        let ask = self.ask.as_ref().context(GONE)?;
+        write(ask, &asked.to_ne_bytes()).context(GONE)?;
+        Ok(())
+    }
+
+    fn answer(&self) -> Result<i32> {
+        receive(&self.answer).map(i32::from_ne_bytes).context(GONE)
+    }
+
+    fn is_ready(&mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.answer()?);
+        self.pid = pid.context("a child for the trial could not be started")?;
+        Ok(())
     }
 }
+
+const GONE: &str = "the child for the trial is gone";
 
 impl Drop for Child {
     fn drop(&mut self) {
         self.ask = None;
-        let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        let _ = waitpid(Some(self.first), WaitOptions::empty());
     }
 }
 
 /// fork(2): the PID of the child, or None in it. Only for children that then make system calls
 /// alone, and while lsm-nice has a single thread.
-pub fn fork() -> std::io::Result<Option<Pid>> {
+pub fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: as above.
     match unsafe { libc::fork() } {
-        -1 => Err(std::io::Error::last_os_error()),
+        -1 => Err(io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid)),
     }
 }
 
-fn tell_pid(say: &OwnedFd) {
-    let _ = write(say, &getpid().as_raw_pid().to_ne_bytes());
+/// What was written at once, which a pipe keeps together.
+fn receive<const N: usize>(pipe: &OwnedFd) -> Result<[u8; N], Errno> {
+    let mut bytes = [0; N];
+    loop {
+        match read(pipe, &mut bytes) {
+            Ok(length) if length == N => return Ok(bytes),
+            Ok(_) => return Err(Errno::PIPE),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn tell(say: &OwnedFd, number: i32) {
+    let _ = write(say, &number.to_ne_bytes());
 }
 
 /// Ends a child at once, with none of the exit handlers of lsm-nice.

@@ -14,7 +14,7 @@ tests!(
     check_names_what_a_restricted_root_lacks,
 );
 
-pub const REQUIREMENTS: [&str; 15] = [
+pub const REQUIREMENTS: [&str; 17] = [
     "kernel",
     "bpf-lsm",
     "btf",
@@ -29,6 +29,8 @@ pub const REQUIREMENTS: [&str; 15] = [
     "rule-nice",
     "rule-sched",
     "rule-io",
+    "rule-heap",
+    "rule-heap-exec",
     "trial",
 ];
 
@@ -127,6 +129,8 @@ fn check_names_what_a_restricted_root_lacks() {
             "rule-nice",
             "rule-sched",
             "rule-io",
+            "rule-heap",
+            "rule-heap-exec",
             "trial"
         ],
         "{report}"

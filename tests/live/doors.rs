@@ -18,7 +18,7 @@ use crate::sys::{
     autogroup_file, policies_with_nice, refused, state,
 };
 use crate::writes::{WAYS, has_uring};
-use crate::{fuzz, sys, writes};
+use crate::{fuzz, heap, sys, writes};
 
 tests!(
     a_low_nice_by_sched_setattr_is_refused_for_each_class_that_has_one,
@@ -67,7 +67,8 @@ pub fn obey(words: &[&str]) -> Option<i32> {
         "stale" => Some(use_stale_notes(words)),
         _ => sys::obey(words)
             .or_else(|| writes::obey(words))
-            .or_else(|| fuzz::obey(words)),
+            .or_else(|| fuzz::obey(words))
+            .or_else(|| heap::obey(words)),
     }
 }
 

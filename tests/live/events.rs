@@ -107,7 +107,7 @@ impl Story {
 
 /// The events that were printed as JSON.
 #[track_caller]
-fn events(report: &Report) -> Vec<Value> {
+pub fn events(report: &Report) -> Vec<Value> {
     objects(&report.stdout)
 }
 

@@ -28,6 +28,7 @@ mod doors;
 mod ends;
 mod events;
 mod fuzz;
+mod heap;
 mod helpers;
 mod inherit;
 mod kin;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
             ("nice", nice::tests()),
             ("doors", doors::trials()),
             ("rules", rules::trials()),
+            ("heap", heap::trials()),
             ("scope", scope::trials()),
             ("fuzz", fuzz::tests()),
             ("targets", targets::tests()),

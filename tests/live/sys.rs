@@ -213,7 +213,8 @@ fn int80(number: i64, args: [i64; 3]) -> i32 {
             "xchg rbx, {first}",
             first = inout(reg) args[0] => _,
             inlateout("rax") returned,
-            in("rcx") args[1], in("rdx") args[2],
+            // no call here has a fourth argument but pkey_mprotect, which takes this for no key
+            in("rcx") args[1], in("rdx") args[2], in("rsi") -1i64,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
     }
