@@ -30,5 +30,6 @@ enum rule unused_rule;
 #include "sched.bpf.c"
 #include "io.bpf.c"
 #include "heap.bpf.c"
+#include "socket.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

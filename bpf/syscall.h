@@ -17,13 +17,17 @@ struct syscall {
 /* asm/page_64_types.h, without KASAN */
 #define THREAD_SIZE 16384
 
-static __always_inline enum call compat_call(u32 nr)
+static __always_inline enum call compat_call(u32 nr, u32 first)
 {
 	switch (nr) {
 	case 34:
 		return CALL_NICE;
 	case 97:
 		return CALL_SETPRIORITY;
+	case 102: /* socketcall(2) */
+		return first == 1 ? CALL_SOCKET :
+		       first == 8 ? CALL_SOCKETPAIR :
+				    CALL_OTHER;
 	case 125:
 		return CALL_MPROTECT;
 	case 154:
@@ -34,6 +38,10 @@ static __always_inline enum call compat_call(u32 nr)
 		return CALL_IOPRIO_SET;
 	case 351:
 		return CALL_SETATTR;
+	case 359:
+		return CALL_SOCKET;
+	case 360:
+		return CALL_SOCKETPAIR;
 	case 380:
 		return CALL_PKEY_MPROTECT;
 	}
@@ -45,6 +53,10 @@ static __always_inline enum call native_call(u32 nr)
 	switch (nr & ~X32_SYSCALL_BIT) {
 	case 10:
 		return CALL_MPROTECT;
+	case 41:
+		return CALL_SOCKET;
+	case 53:
+		return CALL_SOCKETPAIR;
 	case 141:
 		return CALL_SETPRIORITY;
 	case 142:
@@ -81,7 +93,7 @@ static __always_inline struct syscall current_syscall(void)
 			now.args[0] = (u32)regs->bx;
 			now.args[1] = (u32)regs->cx;
 			now.args[2] = (u32)regs->dx;
-			now.call = compat_call(regs->orig_ax);
+			now.call = compat_call(regs->orig_ax, now.args[0]);
 		} else {
 			now.args[0] = regs->di;
 			now.args[1] = regs->si;
@@ -99,7 +111,8 @@ static __always_inline struct syscall current_syscall(void)
 		now.args[0] = (u32)BPF_PROBE_READ(regs, bx);
 		now.args[1] = (u32)BPF_PROBE_READ(regs, cx);
 		now.args[2] = (u32)BPF_PROBE_READ(regs, dx);
-		now.call = compat_call(BPF_PROBE_READ(regs, orig_ax));
+		now.call =
+			compat_call(BPF_PROBE_READ(regs, orig_ax), now.args[0]);
 	} else {
 		now.args[0] = BPF_PROBE_READ(regs, di);
 		now.args[1] = BPF_PROBE_READ(regs, si);

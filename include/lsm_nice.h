@@ -32,6 +32,8 @@ enum rule {
 	RULE_IO = 4,
 	RULE_HEAP = 8,
 	RULE_HEAP_EXEC = 16,
+	RULE_SOCKET = 32,
+	RULE_INET = 64,
 };
 
 /* What was decided of a request. */
@@ -46,6 +48,7 @@ enum hook {
 	HOOK_TASK_SETSCHEDULER,
 	HOOK_TASK_SETIOPRIO,
 	HOOK_FILE_MPROTECT,
+	HOOK_SOCKET_CREATE,
 };
 
 /* The system calls that a hook is called for. */
@@ -60,6 +63,8 @@ enum call {
 	CALL_IOPRIO_SET,
 	CALL_MPROTECT,
 	CALL_PKEY_MPROTECT,
+	CALL_SOCKET,
+	CALL_SOCKETPAIR,
 };
 
 /* A task as messages name it. */
@@ -76,6 +81,8 @@ struct named {
  *	sched	asked: policy, real-time priority or -1; had: the same
  *	io	asked: ioprio; had: ioprio
  *	heap*	asked: start, end, PROT_ bits
+ *	socket,	asked: family, type, protocol
+ *	inet
  */
 struct event {
 	u64 time; /* CLOCK_BOOTTIME, in the initial time namespace, ns */

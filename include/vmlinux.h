@@ -65,6 +65,13 @@ typedef _Bool bool;
 #define PROT_GROWSDOWN 0x01000000
 #define PROT_GROWSUP 0x02000000
 
+/* linux/socket.h */
+#define AF_INET 2
+#define AF_INET6 10
+#define AF_RDS 21
+#define AF_RXRPC 33
+#define AF_SMC 43
+
 /* uapi/linux/bpf.h */
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,

@@ -318,6 +318,7 @@ fn hook_of(event: &event) -> &'static str {
         shared::hook::HOOK_TASK_SETNICE => "task_setnice",
         shared::hook::HOOK_TASK_SETSCHEDULER => "task_setscheduler",
         shared::hook::HOOK_FILE_MPROTECT => "file_mprotect",
+        shared::hook::HOOK_SOCKET_CREATE => "socket_create",
         _ => "task_setioprio",
     }
 }
@@ -333,6 +334,8 @@ fn call_of(event: &event) -> Option<&'static str> {
         shared::call::CALL_IOPRIO_SET => "ioprio_set",
         shared::call::CALL_MPROTECT => "mprotect",
         shared::call::CALL_PKEY_MPROTECT => "pkey_mprotect",
+        shared::call::CALL_SOCKET => "socket",
+        shared::call::CALL_SOCKETPAIR => "socketpair",
         _ => return None,
     })
 }
@@ -417,7 +420,8 @@ mod tests {
             1 => [asked.rem_euclid(40) - 20, 0, 0],
             2 => [classes[asked.rem_euclid(7) as usize], 99, 0],
             4 => [asked.rem_euclid(4) << 13 | 7, 0, 0],
-            _ => [0x7fff_ffff_f000 - asked, 0x7fff_ffff_f000, asked % 16],
+            8 | 16 => [0x7fff_ffff_f000 - asked, 0x7fff_ffff_f000, asked % 16],
+            _ => [asked % 46, asked % 11, asked],
         };
         let setattr = (h::HOOK_TASK_SETSCHEDULER, c::CALL_SETATTR);
         let doors = [
@@ -431,6 +435,8 @@ mod tests {
             (4, (h::HOOK_TASK_SETIOPRIO, c::CALL_IOPRIO_SET)),
             (8, (h::HOOK_FILE_MPROTECT, c::CALL_MPROTECT)),
             (16, (h::HOOK_FILE_MPROTECT, c::CALL_PKEY_MPROTECT)),
+            (32, (h::HOOK_SOCKET_CREATE, c::CALL_SOCKET)),
+            (64, (h::HOOK_SOCKET_CREATE, c::CALL_SOCKETPAIR)),
         ];
         let tasks = [
             named(4_194_303, b"fifteen letters"),

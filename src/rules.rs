@@ -30,6 +30,8 @@ const IOPRIO_CLASS_SHIFT: i32 = 13;
 /// Both the classes and the levels have three bits; hints for the device lie between.
 const IOPRIO_LEVEL_MASK: i64 = 7;
 const SCHED_EXT: i32 = 7; // linux/sched.h, from 6.12 on
+const AF_SMC: i32 = 43; // linux/socket.h
+const IPPROTO_SMC: i32 = 256; // linux/in.h, from 6.11 on
 
 /// A new hook is a row here.
 pub struct Rule {
@@ -65,7 +67,7 @@ pub struct Door {
 
 pub type RuleDoor = (&'static Rule, &'static Door);
 
-pub static RULES: [Rule; 5] = [
+pub static RULES: [Rule; 7] = [
     Rule {
         name: "nice",
         bit: bits::RULE_NICE.0,
@@ -188,6 +190,36 @@ pub static RULES: [Rule; 5] = [
             prove: prove_heap_exec,
         }],
     },
+    Rule {
+        name: "socket",
+        bit: bits::RULE_SOCKET.0,
+        of_caller: true,
+        refuses: "a new socket, of any family",
+        ceiling: |_| "no new socket".into(),
+        raised: |_, _| None,
+        value: socket,
+        change: |_, asked, _| asked.map_or("?".into(), socket_text),
+        doors: &[Door {
+            call: "socket(2), socketpair(2)",
+            programs: &["socket_create"],
+            prove: prove_socket,
+        }],
+    },
+    Rule {
+        name: "inet",
+        bit: bits::RULE_INET.0,
+        of_caller: true,
+        refuses: "a new socket of family INET or INET6, or of one inside of these: SMC, RDS, RXRPC",
+        ceiling: |_| "no new Internet socket".into(),
+        raised: |_, _| None,
+        value: socket,
+        change: |_, asked, _| asked.map_or("?".into(), socket_text),
+        doors: &[Door {
+            call: "socket(2), socketpair(2) of an Internet family",
+            programs: &["socket_create"],
+            prove: prove_inet,
+        }],
+    },
 ];
 
 const AUTOGROUP: &str = "/proc/PID/autogroup";
@@ -264,6 +296,79 @@ fn protection_text(values: &[i64]) -> String {
         values[0],
         values[1],
         prot_names(values[2])
+    )
+}
+
+fn family_name(family: i64) -> String {
+    const NAMES: [(i32, &str); 15] = [
+        (libc::AF_UNIX, "AF_UNIX"),
+        (libc::AF_INET, "AF_INET"),
+        (libc::AF_INET6, "AF_INET6"),
+        (libc::AF_NETLINK, "AF_NETLINK"),
+        (libc::AF_PACKET, "AF_PACKET"),
+        (libc::AF_RDS, "AF_RDS"),
+        (libc::AF_PPPOX, "AF_PPPOX"),
+        (libc::AF_CAN, "AF_CAN"),
+        (libc::AF_TIPC, "AF_TIPC"),
+        (libc::AF_BLUETOOTH, "AF_BLUETOOTH"),
+        (libc::AF_RXRPC, "AF_RXRPC"),
+        (libc::AF_ALG, "AF_ALG"),
+        (libc::AF_VSOCK, "AF_VSOCK"),
+        (AF_SMC, "AF_SMC"),
+        (libc::AF_XDP, "AF_XDP"),
+    ];
+    named(&NAMES, family)
+}
+
+fn type_name(kind: i64) -> String {
+    const NAMES: [(i32, &str); 6] = [
+        (libc::SOCK_STREAM, "SOCK_STREAM"),
+        (libc::SOCK_DGRAM, "SOCK_DGRAM"),
+        (libc::SOCK_RAW, "SOCK_RAW"),
+        (libc::SOCK_RDM, "SOCK_RDM"),
+        (libc::SOCK_SEQPACKET, "SOCK_SEQPACKET"),
+        (libc::SOCK_DCCP, "SOCK_DCCP"),
+    ];
+    named(&NAMES, kind)
+}
+
+/// What a protocol is called depends on the family; 0 is the usual one of the type.
+fn protocol_name(family: i64, protocol: i64) -> String {
+    const NAMES: [(i32, &str); 10] = [
+        (libc::IPPROTO_IP, "IPPROTO_IP"),
+        (libc::IPPROTO_ICMP, "IPPROTO_ICMP"),
+        (libc::IPPROTO_TCP, "IPPROTO_TCP"),
+        (libc::IPPROTO_UDP, "IPPROTO_UDP"),
+        (libc::IPPROTO_ICMPV6, "IPPROTO_ICMPV6"),
+        (libc::IPPROTO_SCTP, "IPPROTO_SCTP"),
+        (libc::IPPROTO_UDPLITE, "IPPROTO_UDPLITE"),
+        (libc::IPPROTO_RAW, "IPPROTO_RAW"),
+        (IPPROTO_SMC, "IPPROTO_SMC"),
+        (libc::IPPROTO_MPTCP, "IPPROTO_MPTCP"),
+    ];
+    match [libc::AF_INET, libc::AF_INET6]
+        .map(i64::from)
+        .contains(&family)
+    {
+        true => named(&NAMES, protocol),
+        false => protocol.to_string(),
+    }
+}
+
+fn socket(values: &[i64]) -> Value {
+    json!({
+        "family": family_name(values[0]),
+        "type": type_name(values[1]),
+        "protocol": protocol_name(values[0], values[2]),
+    })
+}
+
+fn socket_text(values: &[i64]) -> String {
+    let protocol = protocol_name(values[0], values[2]);
+    format!(
+        "{} {} {protocol}",
+        family_name(values[0]),
+        type_name(values[1])
     )
 }
 
@@ -373,6 +478,20 @@ fn prove_mprotect(child: &Child, seen: Seen<'_>, forbidden: Call) -> Result<()> 
     must_be_refused("mprotect(2) of the heap", child.call(forbidden)?)
 }
 
+/// There is no call that passes. Another guard does not refuse first: the newest is asked first.
+fn prove_socket(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    let result = child.call(|| new_socket(libc::AF_UNIX))?;
+    seen()?;
+    must_be_refused("socket(2)", result)
+}
+
+/// A socket of family UNIX passes, unless rule socket was asked for too.
+fn prove_inet(child: &Child, _floor: i32, seen: Seen<'_>) -> Result<()> {
+    let _ = child.call(|| new_socket(libc::AF_UNIX))?;
+    seen()?;
+    must_be_refused("socket(2)", child.call(|| new_socket(libc::AF_INET))?)
+}
+
 /// A call that asks for nice 19, and is noted for its hook on the way. It is tried again where it
 /// was preempted in between, which refuses it or hides it from the trial, and where a kernel that
 /// takes few writes to an autogroup says EAGAIN.
@@ -468,6 +587,12 @@ fn protect(page: *mut libc::c_void, more: libc::c_int) -> std::io::Result<()> {
     let prot = libc::PROT_READ | libc::PROT_WRITE | more;
     // SAFETY: the page can be used as before.
     done(unsafe { libc::mprotect(page, PAGE, prot) }.into())
+}
+
+/// socket(2); a child has no use for it, and keeps it until it exits.
+fn new_socket(family: libc::c_int) -> std::io::Result<()> {
+    // SAFETY: takes numbers, returns a number.
+    done(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())
 }
 
 fn done(result: i64) -> std::io::Result<()> {

@@ -14,7 +14,7 @@ tests!(
     check_names_what_a_restricted_root_lacks,
 );
 
-pub const REQUIREMENTS: [&str; 17] = [
+pub const REQUIREMENTS: [&str; 19] = [
     "kernel",
     "bpf-lsm",
     "btf",
@@ -31,6 +31,8 @@ pub const REQUIREMENTS: [&str; 17] = [
     "rule-io",
     "rule-heap",
     "rule-heap-exec",
+    "rule-socket",
+    "rule-inet",
     "trial",
 ];
 
@@ -131,6 +133,8 @@ fn check_names_what_a_restricted_root_lacks() {
             "rule-io",
             "rule-heap",
             "rule-heap-exec",
+            "rule-socket",
+            "rule-inet",
             "trial"
         ],
         "{report}"

@@ -39,6 +39,7 @@ mod old;
 mod refusals;
 mod rules;
 mod scope;
+mod socket;
 mod starts;
 mod storm;
 mod sys;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             ("doors", doors::trials()),
             ("rules", rules::trials()),
             ("heap", heap::trials()),
+            ("socket", socket::trials()),
             ("scope", scope::trials()),
             ("fuzz", fuzz::tests()),
             ("targets", targets::tests()),

@@ -48,6 +48,14 @@ pub fn obey(words: &[&str]) -> Option<i32> {
             thread.join().expect("a thread")
         }),
         "uring-read" => read_by_uring(words[1], number(2)),
+        "uring-socket" => socket_by_uring(words[1], number(2)),
+        "socket-in-thread" => std::thread::spawn({
+            let family = number(1);
+            // SAFETY: takes numbers, returns a number.
+            move || errno(unsafe { libc::socket(family as i32, libc::SOCK_STREAM, 0) }.min(0))
+        })
+        .join()
+        .expect("a thread"),
         "aio-read" => read_by_aio(words[1], number(2)),
         _ => return None,
     })
@@ -90,12 +98,7 @@ fn write(way: &str, path: &str, text: &str) -> i32 {
                 )
             }
             _ => {
-                let (setup, entry) = match way {
-                    "uring" => (0, 0),
-                    "uring-async" => (0, IOSQE_ASYNC),
-                    "uring-poll" => (IORING_SETUP_SQPOLL, 0),
-                    other => panic!("no way {other:?}"),
-                };
+                let (setup, entry) = setup_of(way);
                 return match uring(setup, |sqe| {
                     sqe[0] = IORING_OP_WRITE;
                     sqe[1] = entry;
@@ -125,6 +128,16 @@ const IORING_ENTER_SQ_WAKEUP: u32 = 2;
 const IOSQE_ASYNC: u8 = 1 << 4;
 const IORING_OP_READ: u8 = 22;
 const IORING_OP_WRITE: u8 = 23;
+
+/// The flags of a ring, and of the request to it.
+fn setup_of(way: &str) -> (u32, u8) {
+    match way {
+        "uring" => (0, 0),
+        "uring-async" => (0, IOSQE_ASYNC),
+        "uring-poll" => (IORING_SETUP_SQPOLL, 0),
+        other => panic!("no way {other:?}"),
+    }
+}
 
 /// Whether this kernel lets anybody use io_uring.
 pub fn has_uring() -> bool {
@@ -220,7 +233,23 @@ fn read_by_uring(path: &str, ioprio: i64) -> i32 {
     }
 }
 
-/// The same by io_submit(2).
+/// A new socket; 0 where there is one.
+fn socket_by_uring(way: &str, family: i64) -> i32 {
+    const IORING_OP_SOCKET: u8 = 45;
+    let (setup, entry) = setup_of(way);
+    let result = uring(setup, |sqe| {
+        sqe[0] = IORING_OP_SOCKET;
+        sqe[1] = entry;
+        sqe[4..8].copy_from_slice(&(family as i32).to_ne_bytes());
+        sqe[8..16].copy_from_slice(&(libc::SOCK_STREAM as u64).to_ne_bytes());
+    });
+    match result {
+        Ok(result) => (-result).max(0),
+        Err(error) => error.raw_os_error().unwrap_or(-1),
+    }
+}
+
+/// What [`read_by_uring`] does, by io_submit(2).
 fn read_by_aio(path: &str, ioprio: i64) -> i32 {
     const IOCB_CMD_PREAD: u16 = 0;
     const IOCB_FLAG_IOPRIO: u32 = 2;
