@@ -31,6 +31,9 @@ All threads of a process are guarded, and what it starts from then on (not with 
 What is asked for counts, not what a process has: a nice value below the floor is refused also
 where it would be a step down.
 
+Rules nice, sched and io guard the process that is acted upon, whoever asks. Rules heap, heap-exec,
+socket and inet guard the process that calls; sockets that it has open stay usable.
+
 Each refusal is a line on stdout: who asked, for whom, by which call, from what to what. A summary
 comes on stderr at the end, and whenever lsm-nice is sent SIGUSR1.
 
