@@ -39,6 +39,14 @@ struct {
 	__type(value, enum guarded);
 } marked_late SEC(".maps");
 
+/* The targets that were asked for, for user space alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set before the load */
+	__type(key, struct process);
+	__type(value, struct asked);
+} targets SEC(".maps");
+
 static __always_inline struct task_key key_of(struct task_struct *p)
 {
 	struct task_key key = {
@@ -73,14 +81,15 @@ static __always_inline enum guarded guarded_by(struct mark *mark)
 	return late ? *late : UNGUARDED;
 }
 
-/* Marks a task that is there already. */
+/* Marks a task that is there already. The child of the trial is not in fork. */
 static __always_inline bool mark_late(struct task_struct *p,
 				      enum guarded guarded)
 {
 	struct mark new = {.guarded = guarded}, *its = mark_of(p);
 	struct task_key key = key_of(p);
 
-	if (bpf_map_update_elem(&marked_late, &key, &guarded, BPF_ANY) ||
+	if ((guarded != TRIAL &&
+	     bpf_map_update_elem(&marked_late, &key, &guarded, BPF_ANY)) ||
 	    (!its && !mark(p, &new))) {
 		__sync_fetch_and_add(&state.unmarked, 1);
 		return false;

@@ -31,8 +31,10 @@ int BPF_PROG(resolve, struct task_struct *p, int ret)
 		return ret;
 	if (!asked_by_lsm_nice())
 		return 0;
+	/* the child of the trial may have a mark of the guard to be replaced */
 	if (config.marks && state.mark_as &&
-	    guarded_by(mark_of(p)) == UNGUARDED && !mark_late(p, state.mark_as))
+	    (state.mark_as == TRIAL || guarded_by(mark_of(p)) == UNGUARDED) &&
+	    !mark_late(p, state.mark_as))
 		return -ENOMEM;
 	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;

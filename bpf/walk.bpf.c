@@ -33,9 +33,8 @@ static __always_inline bool marked(struct task_struct *p)
 }
 
 /*
- * Every task of user space in the PID namespace of lsm-nice, each time that it
- * reads the iterator: marks what belongs to the marked, and writes out who is
- * guarded.
+ * Every task of user space in the PID namespace of whoever reads the iterator:
+ * marks what belongs to the marked, and writes out who is guarded.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)
@@ -43,7 +42,12 @@ int walk(struct bpf_iter__task *ctx)
 	struct task_struct *p = ctx->task;
 	struct walked out = {};
 
-	if (!p || p->flags & PF_KTHREAD)
+	if (!p) {
+		/* the end of the walk */
+		state.asked_at = bpf_ktime_get_boot_ns();
+		return 0;
+	}
+	if (p->flags & PF_KTHREAD)
 		return 0;
 	out.marked = marked(p);
 	if (p->exit_state || guarded(p) != GUARDED)

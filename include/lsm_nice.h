@@ -105,8 +105,15 @@ _Static_assert(sizeof(struct event) == 184 &&
 		       __builtin_offsetof(struct event, exe) == 120,
 	       "the same on both sides, and no padding");
 
-/* Set before the load, so that the verifier folds it into the code. */
+/*
+ * Set before the load, so that the verifier folds it into the code. A pinned
+ * guard may meet another lsm-nice than the one that made it: what that reads is
+ * the same as long as made_by names the same layout (MADE_BY in guard.rs),
+ * which is of config, state, and the maps.
+ */
 struct config {
+	u8 made_by[32];
+
 	struct process target; /* the one process of the plain case */
 
 	/* lsm-nice itself, which may ask resolve.bpf.c */
@@ -114,6 +121,7 @@ struct config {
 	u64 pidns_ino;
 	u32 asker;
 
+	u32 links; /* of the guard, without which it is not whole */
 	u32 rules;
 	int floor; /* lowest nice value that may be set */
 
@@ -125,6 +133,12 @@ struct config {
 	u32 audit; /* nothing is refused */
 	u32 events; /* requests are reported, */
 	u32 allowed; /* also those that are allowed */
+};
+
+/* A target as it was named, under its process. */
+struct asked {
+	int pid; /* in the PID namespace of lsm-nice */
+	u8 comm[16];
 };
 
 /* A cgroup of the unified hierarchy. Its id is never used again. */

@@ -2,7 +2,9 @@
 //! The cgroup that is guarded, and how its end is noticed.
 
 use std::fs;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -62,12 +64,31 @@ impl Cgroup {
 
     /// Whether the cgroup was removed; one made again by its name is another.
     pub fn is_gone(&self) -> bool {
-        let mut events = [std::mem::MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(&self.removals, &mut events);
-        while reader.next().is_ok() {}
+        drain(&self.removals);
         let procs = accessat(&self.dir, "cgroup.procs", Access::EXISTS, AtFlags::empty());
         matches!(procs, Err(Errno::NOENT | Errno::NODEV))
     }
+}
+
+/// Makes an inotify descriptor readable for new events alone.
+pub fn drain(inotify: &OwnedFd) {
+    let mut events = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(inotify, &mut events);
+    while reader.next().is_ok() {}
+}
+
+/// The directory of the cgroup whose ID that is.
+pub fn path_of(id: u64) -> Option<PathBuf> {
+    let mut dirs: Vec<_> = mounts().take(1).collect();
+    while let Some(dir) = dirs.pop() {
+        if fs::metadata(&dir).is_ok_and(|meta| meta.st_ino() == id) {
+            return Some(dir);
+        }
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.extend(below.map(|entry| entry.path()));
+    }
+    None
 }
 
 /// Where cgroup v2 is mounted.

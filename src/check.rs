@@ -114,10 +114,12 @@ fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
     let request = Request {
         floor: 0,
         doors,
-        processes: Vec::new(),
+        targets: &[],
         tree: false,
         children,
         cgroup: None,
+        pinned: false,
+        replaces: None,
         audit: false,
         reports: Reports::Nothing,
     };
@@ -537,6 +539,18 @@ pub fn capable() -> Finding {
         ));
     }
     Ok("CAP_BPF, CAP_PERFMON (or CAP_SYS_ADMIN) and CAP_SYS_NICE".into())
+}
+
+/// Whether lsm-nice may look at all that BPF has loaded.
+pub fn may_list() -> Result<(), Failure> {
+    let held =
+        capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_ADMIN));
+    held.then_some(()).ok_or_else(|| {
+        Failure::new(
+            "lsm-nice lacks CAP_SYS_ADMIN, without which the kernel lists no guards",
+            "run it as root: sudo lsm-nice …",
+        )
+    })
 }
 
 fn hook() -> Finding {

@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use libbpf_rs::libbpf_sys;
 
+use crate::pins;
 use crate::rules::{RULES, Rule};
 
 /// Put a ceiling on a process's priority.
@@ -26,6 +27,7 @@ Examples:
   lsm-nice --pid 4242 -n 5        ... nor below nice 5
   lsm-nice -- make -j8            make and all that it starts
   lsm-nice --cgroup /user.slice   what is in this cgroup, now or later
+  lsm-nice --pid 4242 --pin web   a guard that stands until `lsm-nice release web`
 
 All threads of a process are guarded, and what it starts from then on (not with --no-children).
 What is asked for counts, not what a process has: a nice value below the floor is refused also
@@ -38,7 +40,7 @@ Each refusal is a line on stdout: who asked, for whom, by which call, from what 
 comes on stderr at the end, and whenever lsm-nice is sent SIGUSR1.
 
 The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
-or when the cgroup is removed. With COMMAND a signal is handed on to it while it runs, and
+or when the cgroup is removed; one that is pinned, with `lsm-nice release`. With COMMAND a signal is handed on to it while it runs, and
 lsm-nice stays until all that COMMAND started has exited, a daemon in the background too.
 
 Exit status: 0 the guard was ended, or all it guarded has exited; 1 failed, or `check` found that
@@ -47,7 +49,9 @@ where lsm-nice failed before it ran, 126 where it cannot be executed, 127 where 
     override_usage = "\
 lsm-nice [OPTIONS]
        lsm-nice [OPTIONS] -- COMMAND [ARG]...
-       lsm-nice check",
+       lsm-nice check
+       lsm-nice status [NAME] [--follow]
+       lsm-nice release NAME",
     args_conflicts_with_subcommands = true,
     allow_negative_numbers = true
 )]
@@ -100,6 +104,21 @@ pub struct Cli {
     #[arg(long)]
     pub audit: bool,
 
+    /// Leave the guard in the kernel under this name, and exit
+    ///
+    /// With --pid or --cgroup. It stands until `lsm-nice release NAME`, whatever becomes of lsm-nice
+    /// and of its terminal, and reports to `lsm-nice status NAME --follow`. 1 to 64 letters, digits,
+    /// and _ : @ - (not at its start).
+    #[arg(long, value_name = "NAME", value_parser = pins::name, conflicts_with_all = ["command", "json"])]
+    pub pin: Option<String>,
+
+    /// With --pin: take over from the guard of that name, without a gap
+    ///
+    /// These options count from then on. Who was guarded stays guarded; --pid adds to them, --cgroup
+    /// takes the place of another cgroup.
+    #[arg(long, requires = "pin")]
+    pub replace: bool,
+
     /// Print events as JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -124,6 +143,27 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Every lsm-nice guard that stands, pinned or not: what it guards, what it refused
+    ///
+    /// Read from the kernel. Exits 1 where a pinned guard is damaged, was left half-way by a crash,
+    /// or is of another version of lsm-nice.
+    Status {
+        /// The pinned guard of this name alone
+        #[arg(value_name = "NAME", value_parser = pins::name)]
+        name: Option<String>,
+        /// Print its events as they come, until Ctrl-C; one reader at a time
+        #[arg(long, requires = "name")]
+        follow: bool,
+        /// One JSON object a guard, or with --follow an event
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a pinned guard, also a damaged one
+    Release {
+        /// The name it was pinned under
+        #[arg(value_name = "NAME", value_parser = pins::name)]
+        name: String,
+    },
 }
 
 impl Cli {
@@ -146,6 +186,7 @@ impl Cli {
             ))
             .try_get_matches()
             .and_then(|matches| Self::from_arg_matches(&matches))
+            .and_then(Self::with_a_target)
             .map_err(|error| match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                     print!("{error}");
@@ -156,6 +197,17 @@ impl Cli {
                     ExitCode::from(2)
                 }
             })
+    }
+
+    /// What is pinned has to be guarding somebody, and not lsm-nice, which exits.
+    fn with_a_target(self) -> Result<Self, clap::Error> {
+        if self.pin.is_some() && !self.replace && self.pid.is_empty() && self.cgroup.is_none() {
+            return Err(Self::command().error(
+                ErrorKind::MissingRequiredArgument,
+                "--pin needs --pid or --cgroup: lsm-nice itself exits",
+            ));
+        }
+        Ok(self)
     }
 }
 

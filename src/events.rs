@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
-use libbpf_rs::RingBuffer;
+use libbpf_rs::{MapCore, RingBuffer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, write};
@@ -20,7 +20,7 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use crate::guard::shared::{self, named};
-use crate::guard::{Clock, Guard, event};
+use crate::guard::{Clock, event, reports};
 use crate::output::printable;
 use crate::rules::{Rule, Values};
 
@@ -45,17 +45,18 @@ pub struct Events {
 }
 
 impl Events {
-    pub fn open(guard: &Guard<'_>, floor: i32, json: bool) -> Result<Self> {
+    /// Reads `events`, a ring buffer of reports.
+    pub fn open(events: &dyn MapCore, clock: Clock, floor: i32, json: bool) -> Result<Self> {
         let lines = Rc::new(RefCell::new(Vec::new()));
         let printer = Printer {
-            clock: guard.clock(),
+            clock,
             floor,
             json,
             colour: io::stdout().is_terminal()
                 && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         };
         let printed = lines.clone();
-        let ring = guard.reports(move |event| {
+        let ring = reports(events, move |event| {
             let line = printer.line(event);
             printed.borrow_mut().extend_from_slice(line.as_bytes());
         })?;
@@ -380,7 +381,7 @@ fn seen(pid: i32) -> Option<i32> {
 }
 
 /// The bytes before the NUL.
-fn text(bytes: &[u8]) -> &[u8] {
+pub fn text(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

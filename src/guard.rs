@@ -4,14 +4,19 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::mem::{MaybeUninit, offset_of, size_of};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::fs::MetadataExt;
+use std::path::Path;
 use std::ptr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Iter, Link, OpenObject, ProgramMut, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{
+    ErrorKind, Iter, Link, MapCore, MapFlags, OpenObject, ProgramMut, RingBuffer,
+    RingBufferBuilder, libbpf_sys,
+};
 use plain::Plain;
 use rustix::process::{Pid, getpid};
 use rustix::time::{ClockId, clock_gettime};
@@ -20,22 +25,31 @@ use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
 use crate::rules::{Door, RuleDoor};
-use crate::target::no_such_process;
+use crate::standing::Standing;
+use crate::target::{Target, no_such_process, pid_namespace};
 use crate::trial::Child;
 
 mod skel {
     include!(concat!(env!("OUT_DIR"), "/lsm_nice.skel.rs"));
 }
-use skel::types::{cgroup_place, guarded, process, state};
+use skel::types::{asked, cgroup_place, config, guarded, process, state};
 use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
 
 /// All that lsm_nice.h declares.
 pub use skel::types as shared;
 pub use skel::types::{counters, event, walked};
-// SAFETY: numbers alone, for which every byte sequence is valid.
+// SAFETY: numbers alone, for which every byte sequence is valid, and no padding.
 unsafe impl Plain for walked {}
 // SAFETY: as above.
 unsafe impl Plain for event {}
+// SAFETY: as above.
+unsafe impl Plain for process {}
+// SAFETY: as above.
+unsafe impl Plain for asked {}
+// SAFETY: numbers alone; only read.
+unsafe impl Plain for config {}
+// SAFETY: as above.
+unsafe impl Plain for state {}
 // The other half is in lsm_nice.h.
 const _: () = assert!(
     size_of::<event>() == 184
@@ -43,6 +57,10 @@ const _: () = assert!(
         && offset_of!(event, asked) == 80
         && offset_of!(event, exe) == 120
 );
+
+/// Who made a guard, and the layout of what others read of it: another number for any change of
+/// what lsm_nice.h and guarded.h say of config, state and the maps.
+pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 1");
 
 /// Rounds of marking before a start is given up.
 const MOST_ROUNDS: usize = 1000;
@@ -52,6 +70,8 @@ pub const NOTE: &str = "note_";
 
 /// The programs that pass marks on.
 const INHERIT: [&str; 2] = ["task_alloc", "task_newtask"];
+/// The program that lists who is guarded.
+pub const WALK: &str = "walk";
 
 const NO_DATA: &str = "libbpf has not mapped the data of the BPF object";
 
@@ -59,12 +79,16 @@ const NO_DATA: &str = "libbpf has not mapped the data of the BPF object";
 pub struct Request<'a> {
     pub floor: i32,
     pub doors: Vec<RuleDoor>,
-    pub processes: Vec<Pid>,
+    pub targets: &'a [Target],
     /// The present descendants of the processes too.
     pub tree: bool,
     /// What the guarded start later too.
     pub children: bool,
     pub cgroup: Option<&'a Cgroup>,
+    /// The guard is to outlive lsm-nice.
+    pub pinned: bool,
+    /// Whose marks it goes on with.
+    pub replaces: Option<&'a Standing>,
     /// Nothing is refused.
     pub audit: bool,
     pub reports: Reports,
@@ -81,7 +105,11 @@ pub enum Reports {
 impl Request<'_> {
     /// One process at the most and nothing else: a constant in the program is all that it needs.
     pub fn is_plain(&self) -> bool {
-        self.processes.len() <= 1 && !self.tree && !self.children && self.cgroup.is_none()
+        self.targets.len() <= 1
+            && !self.tree
+            && !self.children
+            && self.cgroup.is_none()
+            && !self.pinned
     }
 
     pub fn has(&self, door: &Door) -> bool {
@@ -89,7 +117,13 @@ impl Request<'_> {
     }
 
     fn marks(&self) -> bool {
-        !self.is_plain() && (!self.processes.is_empty() || self.children)
+        !self.is_plain() && (!self.targets.is_empty() || self.children || self.pinned)
+    }
+
+    /// The programs of the guard that stay attached.
+    fn links(&self) -> usize {
+        let inherit = if self.marks() { INHERIT.len() } else { 0 };
+        self.programs().len() + inherit + usize::from(!self.is_plain())
     }
 
     /// The programs on the doors. What a hook needs noted comes first, as a hook refuses without.
@@ -108,7 +142,7 @@ impl Request<'_> {
 /// A guard that stands: it was proven on a child before [`Guard::start`] returned it.
 pub struct Guard<'obj> {
     skel: LsmNiceSkel<'obj>,
-    links: Vec<Link>,
+    links: Vec<(&'static str, Link)>,
     walk: Option<Link>,
     clock: Clock,
     pub audit: bool,
@@ -120,7 +154,7 @@ pub struct Clock(i64);
 
 impl Clock {
     /// From the time that the kernel saw between two that lsm-nice has seen.
-    fn set(&mut self, before: i64, kernel: u64, after: i64) {
+    pub fn set(&mut self, before: i64, kernel: u64, after: i64) {
         let kernel = kernel.cast_signed();
         let agrees = (before..=after).contains(&kernel);
         self.0 = if agrees { 0 } else { before - kernel };
@@ -132,7 +166,7 @@ impl Clock {
     }
 }
 
-fn boot_time() -> i64 {
+pub fn boot_time() -> i64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
@@ -151,7 +185,7 @@ impl<'obj> Guard<'obj> {
         check::task_storage()?;
 
         let mut programs = request.programs();
-        programs.extend(["resolve", "walk"]);
+        programs.extend(["resolve", WALK]);
         if request.marks() {
             programs.extend(INHERIT);
         }
@@ -159,16 +193,25 @@ impl<'obj> Guard<'obj> {
             programs.push("resolve_cgroup");
         }
         let mut open = open(object, &programs, request)?;
-        let config = config(&mut open)?;
+        let kept_cgroup = request.replaces.map_or(Ok(None), Standing::cgroup)?;
+        let config = config_of(&mut open)?;
         config.marks = request.marks().into();
         config.children = request.children.into();
-        config.cgroup = request.cgroup.is_some().into();
+        config.cgroup = (request.cgroup.is_some() || kept_cgroup.is_some()).into();
         open.maps.marks.set_autocreate(request.marks())?;
         open.maps.marked_late.set_autocreate(request.marks())?;
         open.maps.marked_late.set_max_entries(4096 + 2 * tasks())?;
+        if let Some(old) = request.replaces {
+            open.maps.marks.reuse_fd(old.map("marks")?.as_fd())?;
+            let late = old.map("marked_late")?;
+            open.maps.marked_late.reuse_fd(late.as_fd())?;
+        }
         let mut skel = open.load()?;
 
         let resolve = attach(&skel.progs.resolve)?;
+        if let Some(place) = kept_cgroup {
+            write(&mut skel, |state| state.cgroup = place)?;
+        }
         if let Some(cgroup) = request.cgroup {
             let _link = attach(&skel.progs.resolve_cgroup)?;
             let place = ask_cgroup(&mut skel, cgroup)?;
@@ -182,6 +225,7 @@ impl<'obj> Guard<'obj> {
         }
         links.extend(attach_all(&mut skel, &request.programs())?);
         let walk = Some(attach(&skel.progs.walk)?);
+        bind_targets(&skel, WALK);
         let clock = Clock::default();
         let mut guard = Self {
             skel,
@@ -214,10 +258,11 @@ impl<'obj> Guard<'obj> {
             open.maps.events.set_autocreate(false)?;
             open.maps.marks.set_autocreate(false)?;
             open.maps.marked_late.set_autocreate(false)?;
+            open.maps.targets.set_autocreate(false)?;
             let mut skel = open.load()?;
             let _link = attach(&skel.progs.resolve)?;
-            let target = match request.processes.first() {
-                Some(pid) => ask(&mut skel, *pid, &mut clock)?,
+            let target = match request.targets.first() {
+                Some(target) => ask(&mut skel, target.pid, &mut clock)?,
                 None => process::default(),
             };
             let process = ask(&mut skel, child.pid, &mut clock)?;
@@ -225,7 +270,7 @@ impl<'obj> Guard<'obj> {
         };
 
         let mut open = open(object, &request.programs(), request)?;
-        config(&mut open)?.target = target;
+        config_of(&mut open)?.target = target;
         open.maps.marks.set_autocreate(false)?;
         open.maps.marked_late.set_autocreate(false)?;
         let mut skel = open.load()?;
@@ -234,6 +279,10 @@ impl<'obj> Guard<'obj> {
             state.pidns_level = asked.pidns_level;
         })?;
         let links = attach_all(&mut skel, &request.programs())?;
+        if let (Some(named), Some((program, _))) = (request.targets.first(), links.first()) {
+            bind_targets(&skel, program);
+            name(&skel, &target, &asked_for(named))?;
+        }
         let mut guard = Self {
             skel,
             links,
@@ -254,6 +303,13 @@ impl<'obj> Guard<'obj> {
             state.mark_as = guarded::GUARDED;
             state.tree = request.tree.into();
         })?;
+        for target in request.targets {
+            let process = ask(&mut self.skel, target.pid, &mut self.clock)?;
+            name(&self.skel, &process, &asked_for(target))?;
+        }
+        for (process, asked) in request.replaces.map_or(Ok(Vec::new()), Standing::targets)? {
+            name(&self.skel, &process, &asked)?;
+        }
         let mut quiet_rounds = 0;
         for _ in 0..MOST_ROUNDS {
             let before = read(&mut self.skel)?;
@@ -261,8 +317,8 @@ impl<'obj> Guard<'obj> {
                 break;
             }
             self.guarded_tasks()?;
-            for pid in &request.processes {
-                ask(&mut self.skel, *pid, &mut self.clock)?;
+            for target in request.targets {
+                ask(&mut self.skel, target.pid, &mut self.clock)?;
             }
             let after = read(&mut self.skel)?;
             if after.unmarked != before.unmarked {
@@ -296,36 +352,36 @@ impl<'obj> Guard<'obj> {
         let Some(walk) = &self.walk else {
             return Ok(Vec::new());
         };
-        let mut bytes = Vec::new();
         Iter::new(walk)
             .map_err(anyhow::Error::from)
-            .and_then(|mut iter| Ok(iter.read_to_end(&mut bytes)?))
-            .context("cannot list the guarded tasks")?;
-        bytes
-            .chunks_exact(size_of::<walked>())
-            .map(|chunk| {
-                let mut task = walked::default();
-                task.copy_from_bytes(chunk)
-                    .map_err(|error| anyhow!("a guarded task was listed wrongly: {error:?}"))?;
-                Ok(task)
-            })
-            .collect()
+            .and_then(listed)
+            .context("cannot list the guarded tasks")
     }
 
-    /// Hands each report to `take`, when the ring buffer is asked for them.
-    pub fn reports(&self, mut take: impl FnMut(&event) + 'static) -> Result<RingBuffer<'static>> {
-        let mut builder = RingBufferBuilder::new();
-        builder.add(&self.skel.maps.events, move |bytes| {
-            if let Ok(event) = plain::from_bytes(bytes) {
-                take(event);
-            }
-            0
-        })?;
-        Ok(builder.build()?)
+    /// The ring buffer of reports.
+    pub fn events(&self) -> &dyn MapCore {
+        &self.skel.maps.events
     }
 
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// Pins all of the guard in `dir`.
+    pub fn pin(&mut self, dir: &Path) -> Result<()> {
+        let walk = self.walk.iter_mut().map(|link| (WALK, link));
+        let links = self.links.iter_mut().map(|(name, link)| (*name, link));
+        for (name, link) in links.chain(walk) {
+            link.pin(dir.join(name))?;
+        }
+        for mut map in self.skel.object_mut().maps_mut() {
+            if map.autocreate() {
+                // bpffs keeps names with dots for itself
+                let name = map.name().to_string_lossy().replace('.', "_");
+                map.pin(dir.join(name))?;
+            }
+        }
+        Ok(())
     }
 
     /// From here on every report is lost, and counted so.
@@ -372,6 +428,73 @@ impl<'obj> Guard<'obj> {
     }
 }
 
+/// What the walk has written.
+pub fn listed(mut walk: impl Read) -> Result<Vec<walked>> {
+    let mut bytes = Vec::new();
+    walk.read_to_end(&mut bytes)?;
+    bytes
+        .chunks_exact(size_of::<walked>())
+        .map(from_bytes)
+        .collect()
+}
+
+/// What the kernel has copied.
+pub fn from_bytes<T: Plain + Default>(bytes: &[u8]) -> Result<T> {
+    let mut value = T::default();
+    value
+        .copy_from_bytes(bytes)
+        .map_err(|error| anyhow!("the kernel has given too little: {error:?}"))?;
+    Ok(value)
+}
+
+fn asked_for(target: &Target) -> asked {
+    let mut asked = asked {
+        pid: target.pid.as_raw_pid(),
+        ..asked::default()
+    };
+    let length = target.comm.len().min(asked.comm.len() - 1);
+    asked.comm[..length].copy_from_slice(&target.comm[..length]);
+    asked
+}
+
+/// Writes down a target as it was named.
+fn name(skel: &LsmNiceSkel<'_>, process: &process, asked: &asked) -> Result<()> {
+    let (process, asked) = (bytes_of(process), bytes_of(asked));
+    Ok(skel.maps.targets.update(process, asked, MapFlags::ANY)?)
+}
+
+/// Lets others find the targets by a program of the guard, from 5.10 on.
+fn bind_targets(skel: &LsmNiceSkel<'_>, program: &str) {
+    let targets = &skel.maps.targets;
+    if let Some(program) = skel.object().progs().find(|prog| prog.name() == program)
+        && targets.autocreate()
+    {
+        let (program, targets) = (program.as_fd().as_raw_fd(), targets.as_fd().as_raw_fd());
+        // SAFETY: two descriptors that are open, and no options.
+        unsafe { libbpf_sys::bpf_prog_bind_map(program, targets, ptr::null()) };
+    }
+}
+
+fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: every Plain type here is numbers without padding.
+    unsafe { plain::as_bytes(value) }
+}
+
+/// Hands each report in `events` to `take`, when the ring buffer is asked for them.
+pub fn reports(
+    events: &dyn MapCore,
+    mut take: impl FnMut(&event) + 'static,
+) -> Result<RingBuffer<'static>> {
+    let mut builder = RingBufferBuilder::new();
+    builder.add(events, move |bytes| {
+        if let Ok(event) = plain::from_bytes(bytes) {
+            take(event);
+        }
+        0
+    })?;
+    Ok(builder.build()?)
+}
+
 /// The object with `programs` to be loaded, and the identity of lsm-nice for those that ask for it.
 fn open<'obj>(
     object: &'obj mut MaybeUninit<OpenObject>,
@@ -390,8 +513,14 @@ fn open<'obj>(
     open.maps.notes.set_autocreate(notes)?;
     let events = request.reports != Reports::Nothing;
     open.maps.events.set_autocreate(events)?;
-    let pidns = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
-    let config = config(&mut open)?;
+    let old = request.replaces.map_or(Ok(Vec::new()), Standing::targets)?;
+    let targets = u32::try_from(request.targets.len() + old.len())?;
+    open.maps.targets.set_autocreate(targets > 0)?;
+    open.maps.targets.set_max_entries(targets.max(1))?;
+    let pidns = pid_namespace()?;
+    let config = config_of(&mut open)?;
+    config.made_by[..MADE_BY.len()].copy_from_slice(MADE_BY.as_bytes());
+    config.links = request.links() as u32;
     config.asker = getpid().as_raw_pid().unsigned_abs();
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
@@ -425,7 +554,7 @@ pub fn functions() -> Result<HashMap<String, String>> {
         .collect())
 }
 
-fn config<'a>(open: &'a mut OpenLsmNiceSkel<'_>) -> Result<&'a mut skel::types::config> {
+fn config_of<'a>(open: &'a mut OpenLsmNiceSkel<'_>) -> Result<&'a mut config> {
     let rodata = open.maps.rodata_data.as_deref_mut().context(NO_DATA)?;
     Ok(&mut rodata.config)
 }
@@ -498,7 +627,10 @@ fn attach(prog: &ProgramMut<'_>) -> Result<Link> {
 }
 
 /// Attaches in the order of `programs`.
-fn attach_all(skel: &mut LsmNiceSkel<'_>, programs: &[&str]) -> Result<Vec<Link>> {
+fn attach_all(
+    skel: &mut LsmNiceSkel<'_>,
+    programs: &[&'static str],
+) -> Result<Vec<(&'static str, Link)>> {
     programs
         .iter()
         .map(|name| {
@@ -506,7 +638,8 @@ fn attach_all(skel: &mut LsmNiceSkel<'_>, programs: &[&str]) -> Result<Vec<Link>
                 .object_mut()
                 .progs_mut()
                 .find(|prog| prog.name() == *name);
-            attach(&prog.with_context(|| format!("no program {name}"))?)
+            let prog = prog.with_context(|| format!("no program {name}"))?;
+            Ok((*name, attach(&prog)?))
         })
         .collect()
 }

@@ -8,18 +8,22 @@ mod command;
 mod events;
 mod guard;
 mod output;
+mod pins;
+mod privilege;
 mod rules;
+mod standing;
+mod status;
 mod target;
 mod trial;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
-use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use rustix::process::{Pid, getpid};
+use rustix::thread::CapabilitySet;
 use sd_notify::NotifyState;
 
 use crate::cgroup::Cgroup;
@@ -27,7 +31,8 @@ use crate::cli::{Action, Cli};
 use crate::command::Command;
 use crate::events::Events;
 use crate::guard::{Guard, Reports, Request};
-use crate::output::{printable, status};
+use crate::output::status;
+use crate::pins::Pins;
 use crate::rules::{Door, Rule};
 use crate::target::Target;
 use crate::watch::{Ended, Watch};
@@ -40,6 +45,15 @@ fn main() -> ExitCode {
     output::keep_libbpf_log(cli.verbose);
     let (result, failed) = match cli.action {
         Some(Action::Check { json }) => (check::run(json), ExitCode::FAILURE),
+        Some(Action::Status {
+            name: Some(name),
+            follow: true,
+            json,
+        }) => (status::follow(&name, json), ExitCode::FAILURE),
+        Some(Action::Status { name, json, .. }) => {
+            (status::run(name.as_deref(), json), ExitCode::FAILURE)
+        }
+        Some(Action::Release { name }) => (status::release(&name), ExitCode::FAILURE),
         None if cli.command.is_empty() => (guard(&cli), ExitCode::FAILURE),
         None => (guard(&cli), ExitCode::from(command::FAILED)),
     };
@@ -64,13 +78,17 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         .map(Target::open)
         .collect::<Result<Vec<_>>>()?;
     if let Some(command) = &command {
-        let word = printable(cli.command[0].as_bytes());
-        targets.push(Target::named(command.pid, &word)?);
+        targets.push(Target::named(command.pid, &cli.command[0])?);
     }
-    let itself = targets.is_empty() && cgroup.is_none();
+    let itself = targets.is_empty() && cgroup.is_none() && cli.pin.is_none();
     if itself {
         targets.push(Target::open(getpid())?);
     }
+    let pins = cli
+        .pin
+        .as_deref()
+        .map(|name| Pins::open(name, cli.replace))
+        .transpose()?;
 
     let rules = cli.rules();
     let mut doors = rules::doors(&rules);
@@ -80,10 +98,12 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     let request = Request {
         floor: cli.floor,
         doors,
-        processes: targets.iter().map(|target| target.pid).collect(),
+        targets: &targets,
         tree: cli.tree,
         children: !cli.no_children && !itself,
         cgroup: cgroup.as_ref(),
+        pinned: pins.is_some(),
+        replaces: pins.as_ref().and_then(|pins| pins.replaced.as_ref()),
         audit: cli.audit,
         reports: match (cli.quiet, cli.verbose) {
             (true, _) => Reports::Nothing,
@@ -94,45 +114,30 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     let mut object = MaybeUninit::uninit();
     let mut guard = Guard::start(&mut object, &request)
         .map_err(|error| check::explain(error, &request.doors))?;
-    let mut events = match cli.quiet {
-        true => None,
-        false => Some(Events::open(&guard, cli.floor, cli.json)?),
-    };
-    let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref(), asked)?;
     for target in &targets {
         target.must_run()?;
     }
-
     warn_of_raised(&mut guard, &targets, &rules, cli.floor)?;
-    let names = targets
-        .iter()
-        .map(ToString::to_string)
-        .chain(
-            cgroup
-                .iter()
-                .map(|cgroup| format!("cgroup {}", cgroup.path.display())),
-        )
-        .collect::<Vec<_>>()
-        .join(", ");
-    let ceilings: Vec<_> = rules
-        .iter()
-        .map(|rule| {
-            let shut = |door: &Door| !door.exists() || request.has(door);
-            if rule.doors.iter().all(shut) {
-                (rule.ceiling)(cli.floor)
-            } else {
-                format!("rule {} with doors open", rule.name)
-            }
-        })
-        .collect();
-    let how = match cli.audit {
-        true => " (audit: nothing is refused)",
-        false => "",
-    };
-    status!("guarding {names}{how}: {}", ceilings.join(", "));
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");
+
+    let names = names(&request, cli.pin.as_deref());
+    let ceilings = ceilings(&request, &rules);
+    if let Some(pins) = pins {
+        let name = pins.put(&mut guard)?;
+        say_it_stands(&format!("guarding {names}, pinned as {name}{ceilings}"));
+        return Ok(ExitCode::SUCCESS);
     }
+    let mut events = match cli.quiet {
+        true => None,
+        false => Some(Events::open(
+            guard.events(),
+            guard.clock(),
+            cli.floor,
+            cli.json,
+        )?),
+    };
+    privilege::keep(needed(&request, command.is_some()))?;
+    let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref(), asked)?;
+    say_it_stands(&format!("guarding {names}{ceilings}"));
     let not_run = command.as_ref().and_then(|command| command.execute().err());
     let ended = match &not_run {
         Some((_, error)) => {
@@ -147,7 +152,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     {
         status!("warning: the last events cannot be printed: stdout: {error}");
     }
-    let summary = watch::summary(&mut guard, events.as_ref())?;
+    let summary = watch::summary(&guard.counters()?, cli.audit, events.as_ref());
     match ended {
         Ended::Stopped => status!("the guard has ended: {summary}"),
         Ended::Exited if request.is_plain() => {
@@ -163,6 +168,54 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         (None, Some(command)) => command.status(),
         (None, None) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Who is guarded, in a line.
+fn names(request: &Request<'_>, pin: Option<&str>) -> String {
+    let replaced = request.replaces.and(pin);
+    let kept = replaced.map(|name| format!("all that {name} guarded"));
+    let cgroup = request
+        .cgroup
+        .map(|cgroup| format!("cgroup {}", cgroup.path.display()));
+    let targets = request.targets.iter().map(ToString::to_string);
+    let all: Vec<_> = targets.chain(cgroup).chain(kept).collect();
+    all.join(", ")
+}
+
+/// From what, in the same line.
+fn ceilings(request: &Request<'_>, rules: &[&Rule]) -> String {
+    let ceilings: Vec<_> = rules
+        .iter()
+        .map(|rule| {
+            let shut = |door: &Door| !door.exists() || request.has(door);
+            if rule.doors.iter().all(shut) {
+                (rule.ceiling)(request.floor)
+            } else {
+                format!("rule {} with doors open", rule.name)
+            }
+        })
+        .collect();
+    let how = match request.audit {
+        true => " (audit: nothing is refused)",
+        false => "",
+    };
+    format!("{how}: {}", ceilings.join(", "))
+}
+
+fn say_it_stands(line: &str) {
+    status!("{line}");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        status!("warning: cannot tell $NOTIFY_SOCKET that the guard stands: {error}");
+    }
+}
+
+/// The capabilities that a guard takes while it stands: to list who is guarded, and to hand signals
+/// on to a COMMAND of another user.
+fn needed(request: &Request<'_>, has_command: bool) -> CapabilitySet {
+    let mut needed = CapabilitySet::empty();
+    needed.set(CapabilitySet::BPF, !request.is_plain());
+    needed.set(CapabilitySet::KILL, has_command);
+    needed
 }
 
 /// Names the processes that are above the ceiling already, and are left so.

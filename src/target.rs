@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The processes that are guarded.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,26 +15,38 @@ use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use crate::output::{Failure, printable};
 
+/// The inode of /proc/PID/ns/pid in the initial PID namespace (PROC_PID_INIT_INO).
+pub const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+
 /// A running process. The pidfd stands for the process, whatever becomes of its number.
 pub struct Target {
     pub pid: Pid,
+    /// The name of its first thread, or what COMMAND is called.
+    pub comm: Vec<u8>,
     pidfd: OwnedFd,
     name: String,
 }
 
 impl Target {
     pub fn open(pid: Pid) -> Result<Self> {
-        Self::open_as(pid, name(pid))
+        Self::open_as(pid, comm(pid).unwrap_or_default(), name(pid))
     }
 
     /// Opens the process that is going to execute `word`.
-    pub fn named(pid: Pid, word: &str) -> Result<Self> {
-        Self::open_as(pid, format!("process {pid} ({word})"))
+    pub fn named(pid: Pid, word: &OsStr) -> Result<Self> {
+        let file = Path::new(word).file_name().unwrap_or(word);
+        let name = format!("process {pid} ({})", printable(word.as_bytes()));
+        Self::open_as(pid, file.as_bytes().into(), name)
     }
 
-    fn open_as(pid: Pid, name: String) -> Result<Self> {
+    fn open_as(pid: Pid, comm: Vec<u8>, name: String) -> Result<Self> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| not_opened(pid, error))?;
-        let target = Self { pid, pidfd, name };
+        let target = Self {
+            pid,
+            comm,
+            pidfd,
+            name,
+        };
         target.must_run()?;
         Ok(target)
     }
@@ -73,10 +88,15 @@ pub fn name(pid: Pid) -> String {
     if pid == getpid() {
         return format!("lsm-nice itself, process {pid}");
     }
-    match fs::read(format!("/proc/{pid}/comm")) {
-        Ok(comm) => format!("process {pid} ({})", printable(comm.trim_ascii_end())),
-        Err(_) => format!("process {pid}"),
+    match comm(pid) {
+        Some(comm) => format!("process {pid} ({})", printable(&comm)),
+        None => format!("process {pid}"),
     }
+}
+
+fn comm(pid: Pid) -> Option<Vec<u8>> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(comm.trim_ascii_end().into())
 }
 
 /// The threads of a process.
@@ -116,6 +136,11 @@ pub fn no_such_process(pid: Pid) -> Failure {
 fn tgid(status: &str) -> Option<i32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     line.trim().parse().ok()
+}
+
+/// The PID namespace of lsm-nice.
+pub fn pid_namespace() -> Result<fs::Metadata> {
+    fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")
 }
 
 /// Fails where /proc shows another PID namespace than the one that --pid is read in.

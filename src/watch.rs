@@ -17,7 +17,7 @@ use rustix::process::{Pid, getpid};
 use crate::cgroup::Cgroup;
 use crate::command::Command;
 use crate::events::Events;
-use crate::guard::{Guard, walked};
+use crate::guard::{Guard, counters, walked};
 use crate::output::status;
 use crate::target::Target;
 
@@ -50,12 +50,14 @@ impl<'a> Watch<'a> {
         command: Option<&Command>,
         asked: OwnedFd,
     ) -> Result<Self> {
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .context("cannot make an eventfd")?;
-        match command {
-            Some(command) => command.forward_signals(&stop)?,
-            None => stop_on_signals(&stop)?,
-        }
+        let stop = match command {
+            Some(command) => {
+                let stop = new_eventfd()?;
+                command.forward_signals(&stop)?;
+                stop
+            }
+            None => stop_by_signal()?,
+        };
         Ok(Self {
             targets,
             cgroup,
@@ -91,7 +93,7 @@ impl<'a> Watch<'a> {
                 process.as_ref().map(AsFd::as_fd),
                 cgroup.map(|cgroup| cgroup.removals.as_fd()),
             ];
-            self.report(guard, events, ends.into_iter().flatten())?;
+            self.report(guard, events, &Vec::from_iter(ends.into_iter().flatten()))?;
             if rustix::io::read(&self.stop, &mut [0; 8]).is_ok() {
                 // COMMAND has had the signal; what it left running ends with the guard's end alone
                 match self.command {
@@ -103,54 +105,22 @@ impl<'a> Watch<'a> {
     }
 
     /// Prints events and summaries until one of `ends` is readable.
-    fn report<'fd>(
+    fn report(
         &self,
         guard: &mut Guard<'_>,
         events: &mut Option<Events>,
-        ends: impl Iterator<Item = BorrowedFd<'fd>>,
+        ends: &[BorrowedFd<'_>],
     ) -> Result<()> {
-        let ends: Vec<_> = ends.collect();
-        let mut gather = false;
-        loop {
-            let mut fds: Vec<_> = ends
-                .iter()
-                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-                .collect();
-            fds.push(PollFd::new(&self.asked, PollFlags::IN));
-            match events.as_ref() {
-                Some(events) if events.is_blocked() => {
-                    fds.push(PollFd::from_borrowed_fd(events.output(), PollFlags::OUT));
-                }
-                Some(events) if !gather => {
-                    fds.push(PollFd::from_borrowed_fd(events.ring(), PollFlags::IN));
-                }
-                _ => {}
+        while let Err(error) = print_until(ends, &self.asked, events, |events| {
+            Ok(summary(&guard.counters()?, guard.audit, events))
+        })? {
+            status!("warning: events end here, the guard stands: stdout: {error}");
+            guard.report_no_more()?;
+            if let Some(events) = events {
+                events.close();
             }
-            match poll(&mut fds, gather.then_some(&GATHER)) {
-                Err(Errno::INTR) => continue,
-                result => result.context("cannot wait for the end of the guard")?,
-            };
-            if fds[..ends.len()].iter().any(|fd| !fd.revents().is_empty()) {
-                return Ok(());
-            }
-            if !fds[ends.len()].revents().is_empty() {
-                let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-                let _ = rustix::io::read(&self.asked, &mut info);
-                status!("so far: {}", summary(guard, events.as_ref())?);
-            }
-            gather = match events {
-                Some(open) => match open.print() {
-                    Ok(printed) => printed && !open.is_blocked(),
-                    Err(error) => {
-                        status!("warning: events end here, the guard stands: stdout: {error}");
-                        guard.report_no_more()?;
-                        open.close();
-                        false
-                    }
-                },
-                None => false,
-            };
         }
+        Ok(())
     }
 
     /// A guarded process that has not exited.
@@ -197,11 +167,56 @@ fn oldest(guard: &mut Guard<'_>) -> Result<Option<walked>> {
         .min_by_key(|task| task.process.start))
 }
 
-/// What the guard did, in a line.
-pub fn summary(guard: &mut Guard<'_>, events: Option<&Events>) -> Result<String> {
-    let counters = guard.counters()?;
+/// Prints events, and on SIGUSR1 what `so_far` says, until one of `ends` is readable, or stdout
+/// takes no more.
+pub fn print_until(
+    ends: &[BorrowedFd<'_>],
+    asked: &OwnedFd,
+    events: &mut Option<Events>,
+    mut so_far: impl FnMut(Option<&Events>) -> Result<String>,
+) -> Result<Result<(), Errno>> {
+    let mut gather = false;
+    loop {
+        let mut fds: Vec<_> = ends
+            .iter()
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
+        fds.push(PollFd::new(asked, PollFlags::IN));
+        match events.as_ref() {
+            Some(events) if events.is_blocked() => {
+                fds.push(PollFd::from_borrowed_fd(events.output(), PollFlags::OUT));
+            }
+            Some(events) if !gather => {
+                fds.push(PollFd::from_borrowed_fd(events.ring(), PollFlags::IN));
+            }
+            _ => {}
+        }
+        match poll(&mut fds, gather.then_some(&GATHER)) {
+            Err(Errno::INTR) => continue,
+            result => result.context("cannot wait for the end of the guard")?,
+        };
+        if fds[..ends.len()].iter().any(|fd| !fd.revents().is_empty()) {
+            return Ok(Ok(()));
+        }
+        if !fds[ends.len()].revents().is_empty() {
+            let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+            let _ = rustix::io::read(asked, &mut info);
+            status!("so far: {}", so_far(events.as_ref())?);
+        }
+        gather = match events {
+            Some(open) => match open.print() {
+                Ok(printed) => printed && !open.is_blocked(),
+                Err(error) => return Ok(Err(error)),
+            },
+            None => false,
+        };
+    }
+}
+
+/// What a guard did, in a line.
+pub fn summary(counters: &counters, audit: bool, events: Option<&Events>) -> String {
     let lost = counters.lost + events.map_or(0, Events::undelivered);
-    let mut words = match guard.audit {
+    let mut words = match audit {
         false => format!("{} refused", counters.denied),
         true => format!("{} would have been refused", counters.audited),
     };
@@ -211,7 +226,7 @@ pub fn summary(guard: &mut Guard<'_>, events: Option<&Events>) -> Result<String>
     if lost > 0 {
         words += &format!(", {lost} events lost");
     }
-    Ok(words)
+    words
 }
 
 /// Makes SIGUSR1 readable, which else would end lsm-nice. Threads that are started later inherit it.
@@ -237,9 +252,14 @@ fn duplicate(target: &Target) -> Result<OwnedFd> {
         .context("cannot duplicate a pidfd")
 }
 
-/// Makes SIGINT, SIGTERM and SIGHUP write `stop`. A SIGHUP that nohup(1) ignores stays ignored.
-fn stop_on_signals(stop: &OwnedFd) -> Result<()> {
-    let stop = File::from(stop.try_clone().context("cannot duplicate an eventfd")?);
+fn new_eventfd() -> Result<OwnedFd> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("cannot make an eventfd")
+}
+
+/// Readable after SIGINT, SIGTERM or SIGHUP. A SIGHUP that nohup(1) ignores stays ignored.
+pub fn stop_by_signal() -> Result<OwnedFd> {
+    let stopped = new_eventfd()?;
+    let stop = File::from(stopped.try_clone().context("cannot duplicate an eventfd")?);
     // SAFETY: signal(2) with a disposition of the kernel's own.
     let hangup = unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
     ctrlc::set_handler(move || {
@@ -250,5 +270,5 @@ fn stop_on_signals(stop: &OwnedFd) -> Result<()> {
         // SAFETY: as above.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     }
-    Ok(())
+    Ok(stopped)
 }

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! Guards that outlive lsm-nice: each a directory of pins in bpffs, which holds all of it or, where
+//! its maker was killed half-way, says by its name that it does not.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{
+    CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with, statfs,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::process::geteuid;
+
+use crate::check;
+use crate::guard::{Guard, NOTE};
+use crate::output::{Failure, status};
+use crate::standing::{self, Standing};
+
+const BPFFS: &str = "/sys/fs/bpf";
+const BPFFS_MAGIC: u64 = 0xcafe_4a11; // linux/magic.h
+const DIR: &str = "/sys/fs/bpf/lsm-nice";
+
+/// What a directory has behind its name while it is made, and while it is taken down. No name that
+/// a user gives has such a character.
+const NEW: &str = "+new";
+const OLD: &str = "+old";
+
+const LONGEST_NAME: usize = 64;
+
+/// The name of a pinned guard, as the command line takes it.
+pub fn name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-:@".contains(c);
+    if name.is_empty() || name.len() > LONGEST_NAME {
+        return Err(format!("a name has 1 to {LONGEST_NAME} characters"));
+    }
+    if name.starts_with('-') || !name.chars().all(allowed) {
+        return Err("a name is of letters, digits, and _ : @ - (not at its start)".into());
+    }
+    Ok(name.into())
+}
+
+/// The right to change pins, until it is dropped.
+pub struct Lock {
+    _dir: OwnedFd,
+}
+
+/// The pins of one name: what holds, and what a crash has left behind.
+pub struct Pinned {
+    pub name: String,
+    pub dirs: Vec<Dir>,
+}
+
+/// A directory of pins.
+pub struct Dir {
+    pub path: PathBuf,
+    /// Made and moved to its name in full.
+    pub is_final: bool,
+    links: Vec<u32>,
+    maps: Vec<u32>,
+}
+
+/// Makes the place where the pins are, where there is none.
+pub fn lock() -> Result<Lock> {
+    let is_mounted = || statfs(BPFFS).is_ok_and(|fs| fs.f_type.unsigned_abs() == BPFFS_MAGIC);
+    if !is_mounted() {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("bpf", BPFFS, "bpf", flags, Some(c"mode=0700")).map_err(|error| {
+            Failure::new(
+                format!("bpffs is not mounted, and cannot be: {error}"),
+                format!("as root: mount -t bpf bpf {BPFFS}"),
+            )
+        })?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(DIR) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).context(format!("cannot make {DIR}"));
+        }
+        _ => {}
+    }
+    let dir = open_dir(Path::new(DIR))?;
+    must_be_ours()?;
+    if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        status!("waiting for another lsm-nice that changes pins");
+    }
+    flock(&dir, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {DIR}"))?;
+    Ok(Lock { _dir: dir })
+}
+
+/// Anybody may make a directory in a bpffs that is mounted without a mode.
+fn must_be_ours() -> Result<()> {
+    let meta = fs::symlink_metadata(DIR).with_context(|| format!("cannot stat {DIR}"))?;
+    if meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("{DIR} is not a directory of lsm-nice's own, mode 0700: another user made it"),
+        format!("rm -r {DIR}"),
+    )
+    .into())
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Keeps others from reading the events of a guard, until it is dropped.
+pub fn only_reader(name: &str) -> Result<OwnedFd> {
+    let dir = open_dir(&Path::new(DIR).join(name))?;
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(dir),
+        Err(Errno::WOULDBLOCK) => Err(Failure::new(
+            format!("another lsm-nice follows {name} already, and an event goes to one reader"),
+            "end that one first",
+        )
+        .into()),
+        Err(error) => Err(error).context("cannot lock the pins"),
+    }
+}
+
+/// Readable when pins are moved or removed.
+pub fn changes() -> Result<OwnedFd> {
+    inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .and_then(|changes| {
+            inotify::add_watch(&changes, DIR, WatchFlags::DELETE | WatchFlags::MOVE)?;
+            Ok(changes)
+        })
+        .with_context(|| format!("cannot watch {DIR}"))
+}
+
+/// Whether another lsm-nice changes pins in this moment.
+pub fn is_locked() -> bool {
+    open_dir(Path::new(DIR)).is_ok_and(|dir| {
+        flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
+}
+
+/// All that is pinned, by name.
+pub fn all() -> Result<Vec<Pinned>> {
+    let mut all: Vec<Pinned> = Vec::new();
+    let mut paths: Vec<PathBuf> = match fs::read_dir(DIR) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context(format!("cannot read {DIR}")),
+    };
+    if !paths.is_empty() {
+        must_be_ours()?;
+    }
+    paths.sort();
+    for path in paths {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file.split('+').next().unwrap_or_default().to_string();
+        let dir = Dir::read(&path, name == file);
+        match all.iter_mut().find(|pinned| pinned.name == name) {
+            Some(pinned) => pinned.dirs.push(dir),
+            None => all.push(Pinned {
+                name,
+                dirs: vec![dir],
+            }),
+        }
+    }
+    Ok(all)
+}
+
+/// What is pinned by that name, or the names that there are.
+pub fn find(name: &str) -> Result<Pinned> {
+    let mut all = all()?;
+    if let Some(index) = all.iter().position(|pinned| pinned.name == name) {
+        return Ok(all.swap_remove(index));
+    }
+    let names: Vec<_> = all.iter().map(|pinned| &*pinned.name).collect();
+    let fix = match &names[..] {
+        [] => "there are none at all: lsm-nice --pin NAME makes one".into(),
+        names => format!("name one of {}", names.join(", ")),
+    };
+    Err(Failure::new(format!("there is no pinned guard {name}"), fix).into())
+}
+
+/// Fails where the name is in use.
+pub fn must_be_free(name: &str) -> Result<()> {
+    let Some(pinned) = all()?.into_iter().find(|pinned| pinned.name == name) else {
+        return Ok(());
+    };
+    Err(if pinned.dirs.iter().any(|dir| dir.is_final) {
+        Failure::new(
+            format!("there is a guard {name} already"),
+            "take over from it with --replace, end it with `lsm-nice release`, or name another",
+        )
+    } else {
+        Failure::new(
+            format!("a guard {name} was left half-way by a crash"),
+            format!("lsm-nice release {name}"),
+        )
+    }
+    .into())
+}
+
+/// The place where a guard is to be pinned.
+pub struct Pins<'a> {
+    name: &'a str,
+    /// The guard that has the name, and is to keep it until the new one stands.
+    pub replaced: Option<Standing>,
+    /// While there is one nobody else may change it.
+    lock: Option<Lock>,
+}
+
+impl<'a> Pins<'a> {
+    /// Fails where the name is in use, or with `replace` where it is not.
+    pub fn open(name: &'a str, replace: bool) -> Result<Self> {
+        if !replace {
+            must_be_free(name)?;
+            return Ok(Self {
+                name,
+                replaced: None,
+                lock: None,
+            });
+        }
+        check::may_list()?;
+        find(name)?;
+        let lock = lock()?;
+        Ok(Self {
+            name,
+            replaced: Some(of_name(name)?),
+            lock: Some(lock),
+        })
+    }
+
+    /// Pins the guard: all of it, or nothing. The one that had the name ends when all is there.
+    pub fn put(self, guard: &mut Guard<'_>) -> Result<&'a str> {
+        let name = self.name;
+        let replaces = self.replaced.is_some();
+        let _lock = match self.lock {
+            Some(lock) => lock,
+            None => lock()?,
+        };
+        let place = Path::new(DIR).join(name);
+        let (new, old) = (suffixed(name, NEW), suffixed(name, OLD));
+        if replaces {
+            // what a crash has left beside the guard that stands
+            for left in [&new, &old] {
+                remove(left)?;
+            }
+        } else {
+            must_be_free(name)?;
+        }
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&new)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| guard.pin(&new))
+            .and_then(|()| {
+                // from here both have pins, and one of them has the name at the end
+                if replaces {
+                    move_to(&place, &old)?;
+                }
+                Ok(move_to(&new, &place)?)
+            })
+            .map_err(|error| {
+                let _ = move_to(&old, &place);
+                let _ = remove(&new);
+                error.context(format!("cannot pin the guard in {}", place.display()))
+            })?;
+        remove(&old)?;
+        Ok(name)
+    }
+}
+
+/// The guard of that name, of a layout that is known here.
+pub fn of_name(name: &str) -> Result<Standing> {
+    let release = format!("lsm-nice release {name}");
+    let Some(guard) = find(name)?.guard(standing::all()?) else {
+        return Err(Failure::new(
+            format!("of the guard {name} there is only what a crash has left"),
+            release,
+        )
+        .into());
+    };
+    if guard.config.is_none() {
+        return Err(Failure::new(
+            format!(
+                "the guard {name} was made by lsm-nice {}, which this version cannot read, nor go \
+                 on with its marks",
+                guard.version
+            ),
+            format!("{release}, then pin it anew; in between it guards nobody"),
+        )
+        .into());
+    }
+    Ok(guard)
+}
+
+fn move_to(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+fn suffixed(name: &str, suffix: &str) -> PathBuf {
+    Path::new(DIR).join(format!("{name}{suffix}"))
+}
+
+impl Pinned {
+    /// Whose pins these are among the guards that stand.
+    pub fn guards<'a>(&self, guards: &'a [Standing]) -> impl Iterator<Item = &'a Standing> {
+        guards.iter().filter(|guard| self.holds(guard))
+    }
+
+    pub fn holds(&self, guard: &Standing) -> bool {
+        self.dirs.iter().any(|dir| dir.has_any_of(guard))
+    }
+
+    /// The guard that has the name.
+    pub fn guard(&self, guards: Vec<Standing>) -> Option<Standing> {
+        let dir = self.dirs.iter().find(|dir| dir.is_final)?;
+        guards.into_iter().find(|guard| dir.has_any_of(guard))
+    }
+
+    /// What is not as it was made.
+    pub fn damage(&self, guards: &[&Standing]) -> Option<String> {
+        let whole = self.dirs.iter().find(|dir| dir.is_final);
+        match (whole, guards) {
+            _ if self.dirs.len() > 1 || whole.is_none() => {
+                Some("a crash has left parts of it".into())
+            }
+            (Some(dir), [guard]) => dir.damage(guard),
+            _ => Some("nothing of it is attached: it guards nobody".into()),
+        }
+    }
+
+    /// Ends the guard, and clears what is left of it.
+    pub fn remove(&self, _lock: &Lock) -> Result<()> {
+        self.dirs.iter().try_for_each(|dir| remove(&dir.path))
+    }
+}
+
+impl Dir {
+    fn read(path: &Path, is_final: bool) -> Self {
+        let mut dir = Self {
+            path: path.into(),
+            is_final,
+            links: Vec::new(),
+            maps: Vec::new(),
+        };
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let object = standing::pinned(&entry.path());
+            dir.links.extend(object.link);
+            dir.maps.extend(object.map);
+        }
+        dir
+    }
+
+    fn has_any_of(&self, guard: &Standing) -> bool {
+        self.links.iter().any(|link| guard.links.contains(link))
+    }
+
+    fn damage(&self, guard: &Standing) -> Option<String> {
+        let config = guard.config?;
+        let links = guard
+            .links
+            .iter()
+            .filter(|link| self.links.contains(link))
+            .count();
+        let missing = (config.links as usize).saturating_sub(links);
+        if missing > 0 {
+            return Some(format!(
+                "{missing} of {} links are not pinned",
+                config.links
+            ));
+        }
+        let missing: Vec<_> = guard
+            .maps
+            .iter()
+            .filter(|(_, id)| !self.maps.contains(id))
+            .map(|(name, _)| &**name)
+            .collect();
+        (!missing.is_empty()).then(|| format!("not pinned: {}", missing.join(", ")))
+    }
+}
+
+/// Unpins what there is. A hook that needs a note goes before what notes, as it refuses without.
+fn remove(dir: &Path) -> Result<()> {
+    let mut paths: Vec<_> = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries
+            .with_context(|| format!("cannot read {}", dir.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect(),
+    };
+    let notes = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(NOTE)
+    };
+    paths.sort_by_key(notes);
+    paths
+        .iter()
+        .try_for_each(fs::remove_file)
+        .and_then(|()| fs::remove_dir(dir))
+        .with_context(|| format!("cannot remove {}", dir.display()))
+}

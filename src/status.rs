@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! `lsm-nice status` and `lsm-nice release`: the guards that stand, and the end of a pinned one.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::os::linux::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use chrono::{Local, SecondsFormat, TimeDelta, Utc};
+use serde::Serialize;
+
+use crate::cgroup;
+use crate::check;
+use crate::events::{Events, text};
+use crate::guard::shared::process;
+use crate::guard::{Clock, walked};
+use crate::output::{Failure, printable, status};
+use crate::pins::{self, Pinned};
+use crate::rules::RULES;
+use crate::standing::{self, Standing};
+use crate::target;
+use crate::watch::{self, print_until, summary};
+
+/// What `status` says of a guard, or of pins without one.
+#[derive(Default, Serialize)]
+struct Row {
+    name: Option<String>,
+    /// Who holds a guard that is not pinned.
+    holder: Option<i32>,
+    version: Option<String>,
+    since: Option<String>,
+    problem: Option<String>,
+    fix: Option<String>,
+    #[serde(flatten)]
+    known: Option<Known>,
+}
+
+/// What a guard of this layout tells.
+#[derive(Serialize)]
+struct Known {
+    targets: Vec<Target>,
+    cgroup: Option<Place>,
+    /// Processes that are guarded now, as far as they are to be seen in this PID namespace.
+    guarded: usize,
+    children: bool,
+    rules: Vec<&'static str>,
+    floor: i32,
+    audit: bool,
+    denied: u64,
+    audited: u64,
+    allowed: u64,
+    lost: u64,
+    #[serde(skip)]
+    summary: String,
+}
+
+#[derive(Serialize)]
+struct Target {
+    pid: i32,
+    comm: String,
+    /// None where it may be beyond what is to be seen in this PID namespace.
+    alive: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Place {
+    path: Option<String>,
+    alive: bool,
+}
+
+/// `lsm-nice status`: every guard, or the pinned one of that name.
+pub fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
+    check::may_list()?;
+    // pins first: what is released meanwhile is not taken for damaged
+    let pins = match name {
+        Some(name) => vec![pins::find(name)?],
+        None => pins::all()?,
+    };
+    let guards = standing::all()?;
+    let mut rows: Vec<_> = pins
+        .iter()
+        .map(|pinned| pinned_row(pinned, &guards))
+        .collect::<Result<_>>()?;
+    if name.is_none() {
+        let is_pinned = |guard: &Standing| pins.iter().any(|pinned| pinned.holds(guard));
+        for guard in guards.iter().filter(|guard| !is_pinned(guard)) {
+            let holder = guard.holder();
+            // it has ended meanwhile, or is being pinned
+            if holder.is_some() {
+                rows.push(Row {
+                    holder: holder.map(|pid| pid.as_raw_pid()),
+                    ..row(guard)?
+                });
+            }
+        }
+    }
+    for row in &rows {
+        let text = match json {
+            true => serde_json::to_string(row)?,
+            false => row.text(),
+        };
+        match writeln!(io::stdout(), "{text}") {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            result => result?,
+        }
+    }
+    if rows.is_empty() {
+        status!("no guard stands");
+    }
+    Ok(match rows.iter().any(|row| row.problem.is_some()) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn pinned_row(pinned: &Pinned, guards: &[Standing]) -> Result<Row> {
+    let its: Vec<_> = pinned.guards(guards).collect();
+    let its_row = match its.first() {
+        Some(guard) => row(guard)?,
+        None => Row::default(),
+    };
+    let problem = match pinned.damage(&its) {
+        Some(_) if pins::is_locked() => Some("another lsm-nice changes it in this moment".into()),
+        damage => damage.or(its_row.problem),
+    };
+    Ok(Row {
+        name: Some(pinned.name.clone()),
+        fix: problem
+            .as_ref()
+            .map(|_| format!("lsm-nice release {}", pinned.name)),
+        problem,
+        ..its_row
+    })
+}
+
+fn row(guard: &Standing) -> Result<Row> {
+    let mut row = Row {
+        version: Some(guard.version.clone()),
+        ..Row::default()
+    };
+    let Some(config) = guard.config else {
+        row.problem = Some("it is of another version of lsm-nice, which alone can read it".into());
+        return Ok(row);
+    };
+    let walk = guard.walk()?;
+    let clock = walk.as_ref().map_or(Clock::default(), |(_, clock)| *clock);
+    row.since = Some(since(guard.age(clock)));
+    let tasks = walk.map(|(tasks, _)| tasks);
+    let sees_all = [target::INITIAL_PID_NAMESPACE, config.pidns_ino]
+        .contains(&target::pid_namespace()?.st_ino());
+    let targets: Vec<_> = guard
+        .targets()?
+        .iter()
+        .map(|(process, asked)| {
+            let is_it = |task: &&walked| is_same(&task.process, process);
+            let task = tasks.as_ref().map(|tasks| tasks.iter().find(is_it));
+            Target {
+                pid: task.flatten().map_or(asked.pid, |task| task.pid),
+                comm: printable(text(&asked.comm)),
+                alive: match task {
+                    // without a list there is one process, and the guard ends with it
+                    None | Some(Some(_)) => Some(true),
+                    Some(None) => sees_all.then_some(false),
+                },
+            }
+        })
+        .collect();
+    let guarded = match &tasks {
+        Some(tasks) => BTreeSet::from_iter(tasks.iter().map(|task| task.process.tgid)).len(),
+        None => targets.len(),
+    };
+    let cgroup = guard.cgroup()?.map(|place| {
+        let path = cgroup::path_of(place.id);
+        Place {
+            alive: path.is_some(),
+            path: path.map(|path| path.display().to_string()),
+        }
+    });
+    let counters = guard.state()?.counters;
+    row.known = Some(Known {
+        targets,
+        cgroup,
+        guarded,
+        children: config.children != 0,
+        rules: RULES
+            .iter()
+            .filter(|rule| config.rules & rule.bit != 0)
+            .map(|rule| rule.name)
+            .collect(),
+        floor: config.floor,
+        audit: config.audit != 0,
+        denied: counters.denied,
+        audited: counters.audited,
+        allowed: counters.allowed,
+        lost: counters.lost,
+        summary: summary(&counters, config.audit != 0, None),
+    });
+    Ok(row)
+}
+
+fn is_same(a: &process, b: &process) -> bool {
+    (a.tgid, a.start) == (b.tgid, b.start)
+}
+
+fn since(age: i64) -> String {
+    (Utc::now() - TimeDelta::nanoseconds(age))
+        .with_timezone(&Local)
+        .to_rfc3339_opts(SecondsFormat::Secs, false)
+}
+
+impl Row {
+    fn text(&self) -> String {
+        let name = self.name.as_deref().unwrap_or("(not pinned)");
+        let mut text = format!("{name:<12}");
+        if let Some(holder) = self.holder {
+            text += &format!(" held by process {holder},");
+        }
+        match (&self.version, &self.since) {
+            (Some(version), Some(since)) => text += &format!(" since {since}, lsm-nice {version}"),
+            (Some(version), None) => text += &format!(" lsm-nice {version}"),
+            _ => {}
+        }
+        let mut line = |what: &str, said: String| text += &format!("\n  {what:<10} {said}");
+        if let Some(problem) = &self.problem {
+            line("PROBLEM", problem.clone());
+        }
+        if let Some(fix) = &self.fix {
+            line("fix", fix.clone());
+        }
+        if let Some(known) = &self.known {
+            line("targets", known.targets());
+            line("guarded", known.guarded());
+            line("refuses", known.refuses());
+            line("so far", known.summary.clone());
+        }
+        text
+    }
+}
+
+impl Known {
+    fn targets(&self) -> String {
+        let processes = self.targets.iter().map(|target| {
+            let state = match target.alive {
+                Some(true) => "",
+                Some(false) => ", gone",
+                None => ", not to be seen here",
+            };
+            format!("process {} ({}{state})", target.pid, target.comm)
+        });
+        let cgroup = self.cgroup.iter().map(|place| match &place.path {
+            Some(path) => format!("cgroup {path}"),
+            None => "a cgroup that is gone".into(),
+        });
+        processes.chain(cgroup).collect::<Vec<_>>().join(", ")
+    }
+
+    fn guarded(&self) -> String {
+        let processes = if self.guarded == 1 {
+            "process"
+        } else {
+            "processes"
+        };
+        let later = match self.children {
+            true => ", and what they start",
+            false => "",
+        };
+        format!("{} {processes}{later}", self.guarded)
+    }
+
+    fn refuses(&self) -> String {
+        let audit = match self.audit {
+            true => "nothing (audit): ",
+            false => "",
+        };
+        format!(
+            "{audit}rules {}, floor {}",
+            self.rules.join(","),
+            self.floor
+        )
+    }
+}
+
+/// `lsm-nice status NAME --follow`: the events of a pinned guard, also of those that take its place.
+pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
+    check::may_list()?;
+    let asked = watch::asked_by_signal()?;
+    let stop = watch::stop_by_signal()?;
+    let changes = pins::changes()?;
+    let mut guard = pins::of_name(name)?;
+    loop {
+        let _reader = pins::only_reader(name)?;
+        let config = guard.config.context("a guard without its configuration")?;
+        if config.events == 0 {
+            return Err(Failure::new(
+                format!("the guard {name} reports no events: it was started with --quiet"),
+                format!("lsm-nice --pin {name} --replace"),
+            )
+            .into());
+        }
+        let clock = guard.walk()?.map_or(Clock::default(), |(_, clock)| clock);
+        let state = guard.state_map()?;
+        let counted = || state.read().map(|state| state.counters);
+        let audit = config.audit != 0;
+        let mut events = Some(Events::open(
+            &guard.map("events")?,
+            clock,
+            config.floor,
+            json,
+        )?);
+        status!("following {name}");
+        let stopped = loop {
+            let ends = [stop.as_fd(), changes.as_fd()];
+            print_until(&ends, &asked, &mut events, |events| {
+                Ok(summary(&counted()?, audit, events))
+            })?
+            .context("events cannot be printed, the guard stands: stdout")?;
+            if rustix::io::read(&stop, &mut [0; 8]).is_ok() {
+                break true;
+            }
+            cgroup::drain(&changes);
+            if !pins::all()?.iter().any(|pinned| pinned.holds(&guard)) {
+                guard.wait_for_its_end()?;
+                break false;
+            }
+        };
+        if let Some(events) = &mut events {
+            events
+                .finish()
+                .context("the last events cannot be printed: stdout")?;
+        }
+        let summary = summary(&counted()?, audit, events.as_ref());
+        if stopped {
+            status!("the guard {name} stands: {summary}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let next = pins::find(name)
+            .ok()
+            .and_then(|pinned| pinned.guard(standing::all().ok()?));
+        match next {
+            Some(next) => {
+                status!("the guard {name} was replaced: {summary}");
+                guard = next;
+            }
+            None => {
+                status!("the guard {name} has ended: {summary}");
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// `lsm-nice release NAME`.
+pub fn release(name: &str) -> Result<ExitCode> {
+    check::may_list()?;
+    pins::find(name)?;
+    let lock = pins::lock()?;
+    let pinned = pins::find(name)?;
+    let all = standing::all()?;
+    let guards: Vec<_> = pinned.guards(&all).collect();
+    let state = guards
+        .first()
+        .and_then(|guard| Some((guard.config?, guard.state_map().ok()?)));
+    pinned.remove(&lock)?;
+    let mut ended = true;
+    for guard in &guards {
+        ended &= guard.wait_for_its_end()?;
+    }
+    if !ended {
+        return Err(Failure::new(
+            format!("{name} is not pinned any more, and still held by another process"),
+            "`bpftool link show` names it",
+        )
+        .into());
+    }
+    let counted = state.and_then(|(config, state)| Some((config, state.read().ok()?)));
+    match counted {
+        Some((config, state)) => {
+            let summary = summary(&state.counters, config.audit != 0, None);
+            status!("released {name}: {summary}");
+        }
+        None => status!("released {name}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
