@@ -38,6 +38,8 @@ pub struct Standing {
     /// By name. Two guards share the marks while one replaces the other.
     pub maps: BTreeMap<String, u32>,
     pub links: Vec<u32>,
+    /// The programs of the links.
+    programs: Vec<u32>,
     /// That of the program that lists who is guarded.
     walk: Option<u32>,
     /// When it was loaded, by the kernel's own clock since boot.
@@ -95,6 +97,7 @@ pub fn all() -> Result<Vec<Standing>> {
         let of = |(_, programs): &&mut (Standing, Vec<u32>)| programs.contains(&link.prog_id);
         if let Some((guard, _)) = guards.values_mut().find(of) {
             guard.links.push(id);
+            guard.programs.push(link.prog_id);
             if matches!(link.info, LinkTypeInfo::Iter(_)) {
                 guard.walk = Some(id);
             }
@@ -124,6 +127,7 @@ impl Standing {
             config: readable.then(|| from_bytes(&bytes).ok()).flatten(),
             maps: BTreeMap::new(),
             links: Vec::new(),
+            programs: Vec::new(),
             walk: None,
             loaded,
         })
@@ -148,13 +152,17 @@ impl Standing {
         self.map(BSS).map(StateMap)
     }
 
-    /// Waits until nothing of the guard is attached any more. The kernel takes a moment for it after
-    /// the last pin is gone; somebody else may hold a link.
-    pub fn wait_for_its_end(&self) -> Result<bool> {
+    /// Waits until nothing of the guard is attached any more, or returns false where somebody else
+    /// holds a link. After the last pin is gone the kernel takes a moment: the IDs of links go first,
+    /// those of programs when they are detached.
+    pub fn has_ended(&self) -> Result<bool> {
         let start = Instant::now();
         loop {
-            let links = ids(libbpf_sys::bpf_link_get_next_id)?;
-            let stands = self.links.iter().any(|link| links.contains(link));
+            let programs = ids(libbpf_sys::bpf_prog_get_next_id)?;
+            let stands = self
+                .programs
+                .iter()
+                .any(|program| programs.contains(program));
             if !stands || start.elapsed() > PATIENCE {
                 return Ok(!stands);
             }

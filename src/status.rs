@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::linux::fs::MetadataExt;
 use std::os::fd::AsFd;
+use std::os::linux::fs::MetadataExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -321,7 +321,7 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
             }
             cgroup::drain(&changes);
             if !pins::all()?.iter().any(|pinned| pinned.holds(&guard)) {
-                guard.wait_for_its_end()?;
+                guard.has_ended()?;
                 break false;
             }
         };
@@ -365,14 +365,10 @@ pub fn release(name: &str) -> Result<ExitCode> {
     pinned.remove(&lock)?;
     let mut ended = true;
     for guard in &guards {
-        ended &= guard.wait_for_its_end()?;
+        ended &= guard.has_ended()?;
     }
     if !ended {
-        return Err(Failure::new(
-            format!("{name} is not pinned any more, and still held by another process"),
-            "`bpftool link show` names it",
-        )
-        .into());
+        return Err(pins::held(&format!("the guard {name}")));
     }
     let counted = state.and_then(|(config, state)| Some((config, state.read().ok()?)));
     match counted {

@@ -224,9 +224,10 @@ impl Lsm {
     }
 
     fn spawn_with(wrapper: &[&str], options: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let plain = !has_task_storage()
-            && !options.starts_with("check")
-            && !options.contains("--no-children");
+        let subcommand = ["check", "status", "release"]
+            .iter()
+            .any(|name| options.starts_with(name));
+        let plain = !has_task_storage() && !subcommand && !options.contains("--no-children");
         let words: Vec<_> = wrapper
             .iter()
             .copied()
@@ -293,13 +294,18 @@ impl Lsm {
 
     /// lsm-nice itself, also where another program has started it.
     pub fn pid(&self) -> i32 {
-        let mut pid = i32::try_from(self.child.id()).expect("a PID");
+        let mut pid = self.spawned();
         while fs::read_to_string(format!("/proc/{pid}/comm")).expect("a running program")
             != "lsm-nice\n"
         {
             pid = child_of(pid);
         }
         pid
+    }
+
+    /// What was started: lsm-nice, or the program that starts it.
+    pub fn spawned(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a PID")
     }
 
     pub fn stderr(&self) -> String {
@@ -356,7 +362,7 @@ impl Drop for Lsm {
             eprintln!("{}:\n--- stdout\n{out}--- stderr\n{err}---", self.command);
         }
         // One that another program has started first: it would outlive that program.
-        for pid in descendants(i32::try_from(self.child.id()).expect("a PID")) {
+        for pid in descendants(self.spawned()) {
             if let Some(pid) = Pid::from_raw(pid) {
                 let _ = kill_process(pid, Signal::KILL);
             }

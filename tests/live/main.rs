@@ -36,6 +36,7 @@ mod missing;
 mod namespaces;
 mod nice;
 mod old;
+mod pins;
 mod refusals;
 mod rules;
 mod scope;
@@ -128,6 +129,7 @@ fn of_kernels() -> Vec<Trial> {
         (marks, ("inherit", inherit::trials())),
         (marks, ("cgroups", cgroups::tests())),
         (marks, ("storm", storm::tests())),
+        (marks, ("pins", pins::tests())),
         (!marks, ("old", old::tests())),
     ]
     .into_iter()
