@@ -37,6 +37,10 @@ fn help_names_every_option_and_the_exit_statuses() {
     assert_eq!(text(&output.stderr), "");
     for part in [
         "check",
+        "lsm-nice status [NAME] [--follow]",
+        "lsm-nice release NAME",
+        "--pin <NAME>",
+        "--replace",
         "-p, --pid",
         "-n, --floor",
         "-20 to 19",
@@ -125,6 +129,25 @@ fn an_unknown_rule_is_wrong_usage_and_the_known_ones_are_listed() {
     }
     is_wrong_usage(&["--rule"], "--rule");
     is_wrong_usage(&["check", "--rule", "nice"], "--rule");
+}
+
+#[test]
+fn a_pin_without_a_target_or_with_a_wrong_name_is_wrong_usage() {
+    is_wrong_usage(&["--pin", "web"], "--pin needs --pid or --cgroup");
+    is_wrong_usage(&["--pin", "web", "--", "true"], "cannot be used with");
+    is_wrong_usage(&["--pin", "web", "--pid", "1", "--json"], "--json");
+    is_wrong_usage(&["--replace", "--pid", "1"], "--pin");
+    let long = "x".repeat(65);
+    for name in [
+        "", ".", "..", "a/b", "a.b", "a+new", "-x", "a b", "\u{e9}", &long,
+    ] {
+        let pin = format!("--pin={name}");
+        is_wrong_usage(&[&pin, "--pid", "1"], "name");
+        is_wrong_usage(&["release", "--", name], "name");
+        is_wrong_usage(&["status", "--", name], "name");
+    }
+    is_wrong_usage(&["release"], "NAME");
+    is_wrong_usage(&["status", "--follow"], "NAME");
 }
 
 #[test]

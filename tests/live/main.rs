@@ -37,6 +37,7 @@ mod namespaces;
 mod nice;
 mod old;
 mod pins;
+mod privilege;
 mod refusals;
 mod rules;
 mod scope;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
             ("ends", ends::tests()),
             ("events", events::tests()),
             ("starts", starts::tests()),
+            ("privilege", privilege::trials()),
             ("check", check::tests()),
             ("missing", missing::tests()),
         ]

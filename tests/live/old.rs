@@ -35,6 +35,7 @@ fn what_this_kernel_cannot_guard_is_refused_with_what_it_can() {
         format!("--pid {} --tree --no-children", first.pid),
         format!("--pid {} --pid {} --no-children", first.pid, second.pid),
         "--cgroup /sys/fs/cgroup --no-children".to_string(),
+        format!("--pid {} --no-children --pin web", first.pid),
     ] {
         let report = lsm_nice(&options);
         report.refused_to_start();
@@ -44,6 +45,10 @@ fn what_this_kernel_cannot_guard_is_refused_with_what_it_can() {
     before.is_not_exceeded();
     let _lsm = Lsm::start(&format!("--no-children --pid {}", first.pid));
     refuses(first.pid, -1);
+    let report = Lsm::run("status");
+    report.exited(0);
+    let target = format!("targets    process {} (live)\n", first.pid);
+    assert!(report.stdout.contains(&target), "{report}");
 }
 
 fn a_command_that_this_kernel_cannot_guard_is_not_started() {

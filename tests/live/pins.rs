@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
@@ -21,7 +21,9 @@ use crate::agent::Agent;
 use crate::bpf::Loaded;
 use crate::cgroups::Cgroup;
 use crate::events::events;
-use crate::helpers::{Lsm, Report, accepts, eventually, heavy, pid, refuses, set_nice};
+use crate::helpers::{
+    Lsm, Report, accepts, eventually, heavy, pid, refuses, set_nice, status_field,
+};
 
 tests!(
     a_pinned_guard_outlives_its_maker,
@@ -951,6 +953,10 @@ fn replaces_under_a_hammer_let_nothing_through() {
     web.release();
 }
 
+fn is_running(number: i32) -> bool {
+    status_field(number, "State").is_some_and(|state| !state.starts_with('Z'))
+}
+
 fn whatever_a_kill_interrupts_is_named_and_released() {
     let before = Loaded::now();
     let target = Agent::start();
@@ -964,7 +970,15 @@ fn whatever_a_kill_interrupts_is_named_and_released() {
     let [mut none, mut half, mut all] = [0; 3];
     for _ in 0..rounds {
         let maker = Lsm::spawn(&[], &options);
-        thread::sleep(most.mul_f32(rng.f32()));
+        if rng.bool() {
+            thread::sleep(most.mul_f32(rng.f32()));
+        } else {
+            // while it pins, which it does in no time
+            while left().is_empty() && is_running(maker.spawned()) {
+                thread::sleep(Duration::from_micros(100));
+            }
+            thread::sleep(Duration::from_micros(rng.u64(..3000)));
+        }
         // may have ended by itself
         let _ = rustix::process::kill_process(pid(maker.spawned()), Signal::KILL);
         maker.wait();

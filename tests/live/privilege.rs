@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//! What lsm-nice may still do once a guard stands.
+
+use std::fs;
+
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+
+use crate::agent::Agent;
+use crate::helpers::{
+    Lsm, Report, child_of, eventually, has_task_storage, pid, refuses, run, status_field, threads,
+};
+
+tests!(
+    a_guard_of_one_process_keeps_no_capability,
+    a_guard_with_marks_keeps_cap_bpf_alone,
+    a_guard_of_a_command_can_signal_it_whoever_it_becomes,
+    command_has_what_lsm_nice_was_started_with,
+    nobody_traces_a_guard_without_cap_sys_ptrace,
+);
+
+/// What needs marks is ignored where the kernel has none.
+pub fn trials() -> Vec<Trial> {
+    let first_alone = |(index, test): (usize, Trial)| {
+        let needs_marks = (1..4).contains(&index);
+        test.with_ignored_flag(needs_marks && !has_task_storage())
+    };
+    tests().into_iter().enumerate().map(first_alone).collect()
+}
+
+const CAP_KILL: u64 = 1 << 5; // linux/capability.h
+const CAP_BPF: u64 = 1 << 39;
+
+#[track_caller]
+fn keeps(lsm: &Lsm, capabilities: u64) {
+    for tid in threads(lsm.pid()) {
+        for (field, expected) in [
+            ("CapEff", capabilities),
+            ("CapPrm", capabilities),
+            ("CapInh", 0),
+            ("CapAmb", 0),
+        ] {
+            let held = status_field(tid, field).expect("capabilities");
+            assert_eq!(held, format!("{expected:016x}"), "{field} of thread {tid}");
+        }
+        assert_eq!(status_field(tid, "NoNewPrivs").as_deref(), Some("1"));
+    }
+}
+
+fn a_guard_of_one_process_keeps_no_capability() {
+    let target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {} --no-children", target.pid));
+    keeps(&lsm, 0);
+    refuses(target.pid, -1);
+    lsm.signal(Signal::USR1);
+    assert!(eventually(|| lsm.stderr().contains("so far: 1 refused").then_some(())).is_some());
+    target.quit();
+    lsm.wait().exited(0).counted(1);
+}
+
+fn a_guard_with_marks_keeps_cap_bpf_alone() {
+    let mut target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    keeps(&lsm, CAP_BPF);
+    let child = target.child("fork");
+    refuses(child, -1);
+    // for which it asks who is left
+    rustix::process::kill_process(pid(target.pid), Signal::KILL).expect("the target");
+    assert!(eventually(|| (status_field(child, "PPid")? == "1").then_some(())).is_some());
+    refuses(child, -1);
+    rustix::process::kill_process(pid(child), Signal::KILL).expect("its child");
+    lsm.wait().exited(0).counted(2);
+}
+
+fn a_guard_of_a_command_can_signal_it_whoever_it_becomes() {
+    let user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"];
+    let lsm = Lsm::command(&[&["--"], &user[..], &["sleep", "100"]].concat());
+    keeps(&lsm, CAP_BPF | CAP_KILL);
+    let command = child_of(lsm.pid());
+    let became = eventually(|| status_field(command, "Uid").filter(|uid| uid.starts_with("1000")));
+    assert!(became.is_some());
+    lsm.signal(Signal::TERM);
+    lsm.wait().exited(128 + 15);
+}
+
+fn command_has_what_lsm_nice_was_started_with() {
+    let own = fs::read_to_string("/proc/self/status").expect("/proc");
+    let report = Lsm::launch(&["lsm-nice", "--", "cat", "/proc/self/status"], |_| {}).wait();
+    report.exited(0);
+    for field in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "NoNewPrivs:"] {
+        let of = |status: &str| {
+            status
+                .lines()
+                .find(|line| line.starts_with(field))
+                .map(str::to_string)
+        };
+        assert_eq!(of(&report.stdout), of(&own));
+    }
+}
+
+fn nobody_traces_a_guard_without_cap_sys_ptrace() {
+    let target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    let maps = |of: i32| -> Report {
+        let file = format!("/proc/{of}/maps");
+        run("setpriv", &["--bounding-set=-sys_ptrace", "cat", &file])
+    };
+    // one like any other
+    let ordinary = "setpriv --bounding-set=-sys_ptrace sleep 100 >/dev/null 2>&1 & echo $!";
+    let ordinary = run("sh", &["-c", ordinary]);
+    let ordinary: i32 = ordinary.stdout.trim().parse().expect("a PID");
+    let sleeps = || fs::read_to_string(format!("/proc/{ordinary}/comm")).ok();
+    assert!(eventually(|| sleeps().filter(|comm| comm == "sleep\n")).is_some());
+    maps(ordinary).exited(0);
+    maps(lsm.pid()).exited(1).says("Permission denied");
+    rustix::process::kill_process(pid(ordinary), Signal::KILL).expect("sleep");
+    lsm.end();
+}
