@@ -10,10 +10,14 @@ use rustix::thread::{
 /// Keeps `needed` of the capabilities, and none that an exec could bring back; and lets nobody of
 /// the same user trace lsm-nice or read its memory. For this thread and those that it starts.
 pub fn keep(needed: CapabilitySet) -> Result<()> {
-    let kept = capabilities(None)
+    let held = capabilities(None)
         .context("cannot read the capabilities of lsm-nice")?
-        .permitted
-        & needed;
+        .permitted;
+    let mut kept = held & needed;
+    if needed.contains(CapabilitySet::BPF) && !held.contains(CapabilitySet::BPF) {
+        // which stands in for it
+        kept |= held & CapabilitySet::SYS_ADMIN;
+    }
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,

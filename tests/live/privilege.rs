@@ -14,6 +14,7 @@ use crate::helpers::{
 tests!(
     a_guard_of_one_process_keeps_no_capability,
     a_guard_with_marks_keeps_cap_bpf_alone,
+    cap_sys_admin_stands_in_for_cap_bpf,
     a_guard_of_a_command_can_signal_it_whoever_it_becomes,
     command_has_what_lsm_nice_was_started_with,
     nobody_traces_a_guard_without_cap_sys_ptrace,
@@ -22,13 +23,14 @@ tests!(
 /// What needs marks is ignored where the kernel has none.
 pub fn trials() -> Vec<Trial> {
     let first_alone = |(index, test): (usize, Trial)| {
-        let needs_marks = (1..4).contains(&index);
+        let needs_marks = (1..5).contains(&index);
         test.with_ignored_flag(needs_marks && !has_task_storage())
     };
     tests().into_iter().enumerate().map(first_alone).collect()
 }
 
 const CAP_KILL: u64 = 1 << 5; // linux/capability.h
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_BPF: u64 = 1 << 39;
 
 #[track_caller]
@@ -70,6 +72,16 @@ fn a_guard_with_marks_keeps_cap_bpf_alone() {
     refuses(child, -1);
     rustix::process::kill_process(pid(child), Signal::KILL).expect("its child");
     lsm.wait().exited(0).counted(2);
+}
+
+fn cap_sys_admin_stands_in_for_cap_bpf() {
+    let target = Agent::start();
+    let wrapper = ["setpriv", "--bounding-set=-bpf,-perfmon"];
+    let lsm = Lsm::start_in(&wrapper, &format!("--pid {}", target.pid));
+    keeps(&lsm, CAP_SYS_ADMIN);
+    refuses(target.pid, -1);
+    target.quit();
+    lsm.wait().exited(0).counted(1);
 }
 
 fn a_guard_of_a_command_can_signal_it_whoever_it_becomes() {
