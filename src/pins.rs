@@ -267,20 +267,13 @@ impl<'a> Pins<'a> {
                 error.context(format!("cannot pin the guard in {}", place.display()))
             })?;
         remove(&old)?;
-        match &self.replaced {
-            Some(replaced) if !replaced.has_ended()? => Err(held("the guard that was replaced")),
-            _ => Ok(name),
+        if let Some(replaced) = &self.replaced
+            && !replaced.has_ended()?
+        {
+            status!("warning: another process holds the guard that was replaced: both refuse");
         }
+        Ok(name)
     }
-}
-
-/// What is left where a guard lost its pins, and did not end.
-pub fn held(guard: &str) -> anyhow::Error {
-    Failure::new(
-        format!("{guard} is not pinned any more, and another process holds it"),
-        "`lsm-nice status` names that process: end it",
-    )
-    .into()
 }
 
 /// The guard of that name, of a layout that is known here.

@@ -27,7 +27,7 @@ const RODATA: &str = "lsm_nice.rodata";
 const BSS: &str = "lsm_nice.bss";
 
 /// How long the kernel may take to detach what is not held any more.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A guard of which the kernel has at least a link.
 pub struct Standing {
@@ -226,9 +226,10 @@ impl Standing {
                 return false;
             };
             fds.flatten().any(|fd| {
-                let is_link = fs::read_link(fd.path())
-                    .is_ok_and(|to| to.as_os_str() == "anon_inode:bpf_link");
-                is_link
+                // bpf_link for who made it, bpf-link for who opened it
+                let is_bpf = fs::read_link(fd.path())
+                    .is_ok_and(|to| to.as_os_str().as_bytes().starts_with(b"anon_inode:bpf"));
+                is_bpf
                     && Object::read(pid, fd.file_name().display())
                         .link
                         .is_some_and(|link| self.links.contains(&link))

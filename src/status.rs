@@ -368,7 +368,11 @@ pub fn release(name: &str) -> Result<ExitCode> {
         ended &= guard.has_ended()?;
     }
     if !ended {
-        return Err(pins::held(&format!("the guard {name}")));
+        return Err(Failure::new(
+            format!("the guard {name} is not pinned any more, and another process holds it"),
+            "`lsm-nice status` names that process: end it",
+        )
+        .into());
     }
     let counted = state.and_then(|(config, state)| Some((config, state.read().ok()?)));
     match counted {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -43,6 +44,7 @@ tests!(
     a_damaged_guard_is_named_and_released,
     release_of_a_missing_name_lists_the_names,
     release_of_one_guard_leaves_the_others,
+    a_guard_that_another_process_holds_is_not_called_released,
     events_of_a_pinned_guard_are_followed_by_one_reader,
     a_quiet_guard_cannot_be_followed,
     a_follower_goes_on_with_the_guard_that_replaces,
@@ -636,6 +638,33 @@ fn release_of_one_guard_leaves_the_others() {
     drop(other);
     drop(web);
     accepts(target.pid, -1);
+}
+
+fn a_guard_that_another_process_holds_is_not_called_released() {
+    let target = Agent::start();
+    let web = Name::pin("web", &format!("--pid {}", target.pid));
+    // SAFETY: a string; the result is a descriptor of this process alone.
+    let link = unsafe {
+        let link = libbpf_sys::bpf_obj_get(c"/sys/fs/bpf/lsm-nice/web/task_setnice".as_ptr());
+        assert!(link >= 0);
+        OwnedFd::from_raw_fd(link)
+    };
+    let mut release = Lsm::spawn(&[], "release web");
+    // it gives the kernel half a minute
+    while !release.has_ended() {
+        thread::sleep(Duration::from_millis(100));
+    }
+    release
+        .wait()
+        .refused_to_start()
+        .says("the guard web is not pinned any more, and another process holds it");
+    refuses(target.pid, -1);
+    let rows = status();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(rows[0]["holder"], std::process::id());
+    drop(link);
+    soon_accepts(target.pid, -1);
+    drop(web);
 }
 
 /// A follower that reads.
