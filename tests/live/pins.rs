@@ -945,7 +945,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
             raised.fetch_add(1, Relaxed);
         }
     };
-    let replaces = heavy(300);
+    let replaces = heavy(100);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
