@@ -21,7 +21,7 @@ C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h)
 
 # The recipes share the build and the installation of packages.
 .NOTPARALLEL:
-.PHONY: help setup build run lint live test test-kernels test-heavy fmt clean
+.PHONY: help setup build run lint live test test-kernels test-heavy docs fmt clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -67,6 +67,10 @@ test-kernels: setup live ## the live tests on every kernel of KERNELS, and witho
 
 test-heavy: setup live ## the live tests on 6.12 with the full counts
 	@LIVE_HEAVY=100 SHARDS=1 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
+
+docs: ## write the man page and the completions anew, from the command line
+	@tests/setup build
+	LSM_NICE_WRITE_DOCS=1 cargo test --release --bin lsm-nice docs
 
 fmt: ## format the Rust and C sources
 	cargo fmt

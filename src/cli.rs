@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser};
 use libbpf_rs::libbpf_sys;
 
 use crate::pins;
@@ -62,7 +62,10 @@ pub struct Cli {
     /// Guard this running process; repeatable [default: lsm-nice itself]
     ///
     /// The PID of a process, as lsm-nice's own PID namespace has it.
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(i32).range(1..))]
+    #[arg(
+        short, long, value_name = "PID", value_hint = ValueHint::Other,
+        value_parser = value_parser!(i32).range(1..)
+    )]
     pub pid: Vec<i32>,
 
     /// With --pid: guard its present descendants too
@@ -74,7 +77,7 @@ pub struct Cli {
     /// A directory, or the path as systemctl and /proc/PID/cgroup print it, such as
     /// /system.slice/cron.service. Processes may come and go; a process that leaves is not guarded
     /// any more.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
 
     /// Do not guard what a guarded process starts later
@@ -87,7 +90,7 @@ pub struct Cli {
 
     /// Lowest nice value that may be set, -20 to 19
     #[arg(
-        short = 'n', long, value_name = "NICE", default_value_t = 0,
+        short = 'n', long, value_name = "NICE", value_hint = ValueHint::Other, default_value_t = 0,
         value_parser = value_parser!(i32).range(-20..=19)
     )]
     pub floor: i32,

@@ -5,6 +5,8 @@ mod cgroup;
 mod check;
 mod cli;
 mod command;
+#[cfg(test)]
+mod docs;
 mod events;
 mod guard;
 mod output;
