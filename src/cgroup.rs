@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The cgroup that is guarded, and how its end is noticed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -24,23 +26,22 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Opens `path`: a directory, or what systemctl and /proc/PID/cgroup print for it.
+    /// Opens `path`: a directory, what systemctl and /proc/PID/cgroup print for it, the name of a
+    /// unit, or one of these as systemd-escape prints it.
     pub fn open(path: &Path) -> Result<Self> {
-        let below_root = path.strip_prefix("/").unwrap_or(path);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let (path, dir) = std::iter::once(path.to_path_buf())
-            .chain(mounts().map(|root| root.join(below_root)))
-            .filter_map(|path| Some((open(&path, flags, Mode::empty()).ok()?, path)))
-            .find(|(dir, _)| {
-                fstatfs(dir).is_ok_and(|fs| fs.f_type.unsigned_abs() == CGROUP2_SUPER_MAGIC)
-            })
-            .map(|(dir, path)| (path, dir))
-            .ok_or_else(|| {
-                Failure::new(
-                    format!("{} is not a directory of cgroup v2", path.display()),
-                    "name one below /sys/fs/cgroup, or as /proc/PID/cgroup prints it",
-                )
-            })?;
+        let mut found = find(path)?;
+        if let (None, Some(path)) = (&found, unescape(path)) {
+            found = find(&path)?;
+        }
+        let (path, dir) = found.ok_or_else(|| {
+            Failure::new(
+                format!(
+                    "{} is neither a directory of cgroup v2 nor a unit that has one",
+                    path.display()
+                ),
+                "name one below /sys/fs/cgroup, or as /proc/PID/cgroup prints it, or a running unit",
+            )
+        })?;
         // kernfs tells of a removal in the directory above alone
         let removals = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .and_then(|removals| {
@@ -70,6 +71,24 @@ impl Cgroup {
     }
 }
 
+fn find(name: &Path) -> Result<Option<(PathBuf, OwnedFd)>> {
+    let below_root = name.strip_prefix("/").unwrap_or(name);
+    let found = std::iter::once(name.to_path_buf())
+        .chain(mounts().iter().map(|root| root.join(below_root)))
+        .find_map(open_cgroup);
+    Ok(match found {
+        None => unit(name)?.and_then(open_cgroup),
+        found => found,
+    })
+}
+
+fn open_cgroup(path: PathBuf) -> Option<(PathBuf, OwnedFd)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = open(&path, flags, Mode::empty()).ok()?;
+    let fs = fstatfs(&dir).ok()?;
+    (fs.f_type.unsigned_abs() == CGROUP2_SUPER_MAGIC).then_some((path, dir))
+}
+
 /// Makes an inotify descriptor readable for new events alone.
 pub fn drain(inotify: &OwnedFd) {
     let mut events = [MaybeUninit::uninit(); 4096];
@@ -79,20 +98,18 @@ pub fn drain(inotify: &OwnedFd) {
 
 /// The directory of the cgroup whose ID that is.
 pub fn path_of(id: u64) -> Option<PathBuf> {
-    let mut dirs: Vec<_> = mounts().take(1).collect();
+    let mut dirs = Vec::from_iter(mounts().into_iter().next());
     while let Some(dir) = dirs.pop() {
         if fs::metadata(&dir).is_ok_and(|meta| meta.st_ino() == id) {
             return Some(dir);
         }
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        dirs.extend(below.map(|entry| entry.path()));
+        dirs.extend(directories(&dir));
     }
     None
 }
 
 /// Where cgroup v2 is mounted.
-fn mounts() -> impl Iterator<Item = PathBuf> {
+fn mounts() -> Vec<PathBuf> {
     fs::read_to_string("/proc/self/mounts")
         .unwrap_or_default()
         .lines()
@@ -101,6 +118,107 @@ fn mounts() -> impl Iterator<Item = PathBuf> {
             let dir = fields.next()?;
             (fields.next()? == "cgroup2").then(|| PathBuf::from(dir))
         })
-        .collect::<Vec<_>>()
+        .collect()
+}
+
+/// The kinds of units that have a cgroup.
+const KINDS: [&str; 6] = ["service", "slice", "scope", "socket", "mount", "swap"];
+
+/// The cgroup of the unit of this name, where one has it: the one nearest to the root, as a user's
+/// systemd may have a unit of the same name further down.
+fn unit(name: &Path) -> Result<Option<PathBuf>> {
+    let Some(name) = name.to_str().filter(|name| !name.contains('/')) else {
+        return Ok(None);
+    };
+    let mut names = vec![name.to_string()];
+    if !name
+        .rsplit_once('.')
+        .is_some_and(|(_, kind)| KINDS.contains(&kind))
+    {
+        names.push(format!("{name}.service"));
+    }
+    // one mount shows all that another does, or a part
+    let mut level = Vec::from_iter(mounts().into_iter().next());
+    while !level.is_empty() {
+        let mut below: Vec<_> = level.iter().flat_map(|dir| directories(dir)).collect();
+        below.sort();
+        let found: Vec<_> = below
+            .iter()
+            .filter(|dir| names.iter().any(|name| dir.ends_with(name)))
+            .collect();
+        match found[..] {
+            [] => level = below,
+            [unit] => return Ok(Some(unit.clone())),
+            [one, other, ..] => {
+                return Err(Failure::new(
+                    format!("{name} may be {} or {}", one.display(), other.display()),
+                    "name it by its path",
+                )
+                .into());
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
         .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// What systemd-escape(1) was given, as lsm-nice@.service is named after it: - stands for a slash,
+/// \\xNN for a byte. None where it cannot have been.
+fn unescape(name: &Path) -> Option<PathBuf> {
+    let mut bytes = name.as_os_str().as_bytes();
+    let mut path = Vec::new();
+    while let [byte, rest @ ..] = bytes {
+        bytes = rest;
+        path.push(match byte {
+            b'/' => return None,
+            b'-' => b'/',
+            b'\\' => {
+                let [b'x', high, low, rest @ ..] = rest else {
+                    return None;
+                };
+                bytes = rest;
+                let digit = |digit: &u8| char::from(*digit).to_digit(16);
+                u8::try_from(digit(high)? * 16 + digit(low)?).ok()?
+            }
+            byte => *byte,
+        });
+    }
+    Some(OsString::from_vec(path).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemd_escape_prints_is_read_back() {
+        for (escaped, path) in [
+            ("cron.service", Some("cron.service")),
+            (
+                "-system.slice-cron.service",
+                Some("/system.slice/cron.service"),
+            ),
+            (r"systemd\x2djournald", Some("systemd-journald")),
+            (r"-a-system\x2dgetty.slice", Some("/a/system-getty.slice")),
+            ("/a-b", None),
+            (r"\x2", None),
+            (r"\x2g", None),
+            (r"a\", None),
+        ] {
+            assert_eq!(
+                unescape(Path::new(escaped)),
+                path.map(PathBuf::from),
+                "{escaped}"
+            );
+        }
+    }
 }

@@ -74,9 +74,10 @@ pub struct Cli {
 
     /// Guard every process in this cgroup v2 directory and below it, now and later
     ///
-    /// A directory, or the path as systemctl and /proc/PID/cgroup print it, such as
-    /// /system.slice/cron.service. Processes may come and go; a process that leaves is not guarded
-    /// any more.
+    /// A directory; the path as systemctl and /proc/PID/cgroup print it, such as
+    /// /system.slice/cron.service; or the name of a running unit, such as cron or user.slice.
+    /// Each also as systemd-escape prints it. Processes may come and go; a process that leaves is
+    /// not guarded any more.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
 

@@ -18,6 +18,9 @@ tests!(
     what_is_forked_or_born_in_a_cgroup_is_guarded,
     every_thread_in_a_cgroup_is_guarded,
     a_cgroup_is_named_as_proc_prints_it,
+    a_cgroup_is_found_by_the_name_of_its_unit,
+    a_name_that_may_be_two_units_is_refused,
+    a_unit_that_has_no_cgroup_is_refused,
     a_cgroup_ten_levels_deep_is_guarded,
     what_is_no_cgroup2_directory_is_refused,
     the_removal_of_the_cgroup_ends_the_guard,
@@ -348,4 +351,50 @@ fn nobody_is_free_while_being_moved_about_below_the_cgroup() {
         tries
     });
     lsm.end().counted(moved);
+}
+
+fn a_cgroup_is_found_by_the_name_of_its_unit() {
+    let top = Cgroup::new("top.slice");
+    let unit = top.below("a-b@c.service");
+    let slice = top.below("top-d.slice");
+    // Further down, as a user's systemd may have it.
+    let deeper = slice.below("a-b@c.service");
+    for (name, cgroup) in [
+        ("a-b@c", &unit),
+        ("a-b@c.service", &unit),
+        ("top-d.slice", &slice),
+        ("top.slice", &top),
+        (r"a\x2db@c", &unit),
+        ("-top.slice-a\\x2db@c.service", &unit),
+        ("top.slice-top\\x2dd.slice-a\\x2db@c.service", &deeper),
+    ] {
+        let target = agent_in(cgroup);
+        let lsm = Lsm::start(&format!("--cgroup={name}"));
+        assert!(lsm.stderr().contains(&format!("cgroup {}:", cgroup.path())));
+        refuses(target.pid, -1);
+        lsm.end().counted(1);
+    }
+}
+
+fn a_name_that_may_be_two_units_is_refused() {
+    let (one, other) = (Cgroup::new("one.slice"), Cgroup::new("other.slice"));
+    let (one, other) = (one.below("twin.service"), other.below("twin.service"));
+    for name in ["twin", "twin.service"] {
+        Lsm::run(&format!("--cgroup {name}"))
+            .refused_to_start()
+            .says(one.path())
+            .says(other.path())
+            .says("fix: name it by its path");
+    }
+}
+
+fn a_unit_that_has_no_cgroup_is_refused() {
+    for name in ["nonexistent", "nonexistent.slice", r"non\x2dexistent"] {
+        Lsm::run(&format!("--cgroup {name}"))
+            .refused_to_start()
+            .says(&format!(
+                "{name} is neither a directory of cgroup v2 nor a unit"
+            ))
+            .says("fix:");
+    }
 }
