@@ -14,14 +14,20 @@ KERNELS ?= 5.10 6.1 6.12 6.18 newest
 HEAVY ?= 10
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Looked up when it is used: there may be no Rust yet.
-BIN = $(TARGET)/$(shell rustc --print host-tuple)/release/lsm-nice
+# Looked up when it is used: there may be no Rust yet, or not for root, who installs.
+BIN = $(TARGET)/$(or $(shell rustc --print host-tuple 2>/dev/null),*)/release/lsm-nice
 LIVE := $(TARGET)/live
+# What `make install` puts where. share/ is laid out as it is installed.
+PREFIX ?= /usr/local
+UNIT := lib/systemd/system/lsm-nice@.service
+SHARE := $(wildcard share/*/*/*)
+DOCS := README.md CHANGELOG.md $(wildcard LICENSES/*)
+CARGO_DEB := $(or $(shell command -v cargo-deb),$(TARGET)/tools/bin/cargo-deb)
 C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h)
 
 # The recipes share the build and the installation of packages.
 .NOTPARALLEL:
-.PHONY: help setup build run lint live test test-kernels test-heavy docs fmt clean
+.PHONY: help setup build run lint live test test-kernels test-heavy install uninstall deb test-deb docs fmt clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -67,6 +73,30 @@ test-kernels: setup live ## the live tests on every kernel of KERNELS, and witho
 
 test-heavy: setup live ## the live tests on 6.12 with the full counts
 	@LIVE_HEAVY=100 SHARDS=1 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
+
+install: ## install what `make build` has built; PREFIX=/usr/local, DESTDIR=
+	@[ -f $(BIN) ] || { echo "make install: there is no $(BIN): make build" >&2; exit 1; }
+	@to="$(DESTDIR)$(PREFIX)"; \
+	install -D -m 755 $(BIN) "$$to/sbin/lsm-nice"; \
+	sed 's,/usr/sbin/,$(PREFIX)/sbin/,' systemd/lsm-nice@.service | \
+		install -D -m 644 /dev/stdin "$$to/$(UNIT)"; \
+	for file in $(SHARE); do install -D -m 644 "$$file" "$$to/$$file"; done; \
+	for file in $(DOCS); do install -D -m 644 "$$file" "$$to/share/doc/lsm-nice/$$file"; done
+
+uninstall: ## remove what `make install` has installed, with the same PREFIX and DESTDIR
+	@cd "$(DESTDIR)$(PREFIX)"; \
+	rm -f sbin/lsm-nice $(UNIT) $(SHARE); \
+	rm -rf share/doc/lsm-nice
+
+deb: build ## build a Debian package, target/debian/lsm-nice_*.deb
+	@command -v $(CARGO_DEB) >/dev/null || \
+		env -u CARGO_TARGET_DIR cargo install cargo-deb --locked --root $(TARGET)/tools
+	@rm -f $(TARGET)/debian/lsm-nice_*.deb
+	@$(CARGO_DEB) deb --no-build --no-strip --target $$(rustc --print host-tuple) -o $(TARGET)/debian/
+
+test-deb: deb ## install and remove the Debian package in a root of its own; as root
+	@tests/setup deb
+	@tests/deb $(TARGET)/debian/lsm-nice_*.deb
 
 docs: ## write the man page and the completions anew, from the command line
 	@tests/setup build
