@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use clap::builder::Resettable;
 use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
@@ -59,7 +60,8 @@ fn completed() -> Command {
     let args = command.get_arguments().filter(|arg| !arg.is_last_set());
     Command::new("lsm-nice")
         .version(env!("CARGO_PKG_VERSION"))
-        .args(args.cloned())
+        // one may conflict with COMMAND
+        .args(args.map(|arg| arg.clone().conflicts_with(Resettable::Reset)))
         .subcommands(command.get_subcommands().cloned())
 }
 
