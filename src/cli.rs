@@ -2,6 +2,7 @@
 //! The command line.
 
 use std::ffi::{CStr, OsString};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -113,7 +114,10 @@ pub struct Cli {
     /// With --pid or --cgroup. It stands until `lsm-nice release NAME`, whatever becomes of lsm-nice
     /// and of its terminal, and reports to `lsm-nice status NAME --follow`. 1 to 64 letters, digits,
     /// and _ : @ - (not at its start).
-    #[arg(long, value_name = "NAME", value_parser = pins::name, conflicts_with_all = ["command", "json"])]
+    #[arg(
+        long, value_name = "NAME", value_hint = ValueHint::Other, value_parser = pins::name,
+        conflicts_with_all = ["command", "json"]
+    )]
     pub pin: Option<String>,
 
     /// With --pin: take over from the guard of that name, without a gap
@@ -153,7 +157,7 @@ pub enum Action {
     /// or is of another version of lsm-nice.
     Status {
         /// The pinned guard of this name alone
-        #[arg(value_name = "NAME", value_parser = pins::name)]
+        #[arg(value_name = "NAME", value_hint = ValueHint::Other, value_parser = pins::name)]
         name: Option<String>,
         /// Print its events as they come, until Ctrl-C; one reader at a time
         #[arg(long, requires = "name")]
@@ -165,7 +169,7 @@ pub enum Action {
     /// End a pinned guard, also a damaged one
     Release {
         /// The name it was pinned under
-        #[arg(value_name = "NAME", value_parser = pins::name)]
+        #[arg(value_name = "NAME", value_hint = ValueHint::Other, value_parser = pins::name)]
         name: String,
     },
 }
@@ -193,7 +197,8 @@ impl Cli {
             .and_then(Self::with_a_target)
             .map_err(|error| match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                    print!("{error}");
+                    // to a reader that may have seen enough, such as head(1)
+                    let _ = write!(io::stdout(), "{error}");
                     ExitCode::SUCCESS
                 }
                 _ => {
