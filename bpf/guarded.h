@@ -5,11 +5,11 @@
  * that runs, as the verifier knows the constants.
  */
 
-/* A task, also when it has exited. */
+/* A task, also when it has exited, as of one start of a guard. */
 struct task_key {
 	u64 start;
 	int pid;
-	u32 pad;
+	u32 round; /* config.round */
 };
 
 struct mark {
@@ -52,6 +52,7 @@ static __always_inline struct task_key key_of(struct task_struct *p)
 	struct task_key key = {
 		.start = p->start_boottime,
 		.pid = p->pid,
+		.round = config.round,
 	};
 
 	return key;

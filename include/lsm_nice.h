@@ -108,8 +108,7 @@ _Static_assert(sizeof(struct event) == 184 &&
 /*
  * Set before the load, so that the verifier folds it into the code. A pinned
  * guard may meet another lsm-nice than the one that made it: what that reads is
- * the same as long as made_by names the same layout (MADE_BY in guard.rs),
- * which is of config, state, and the maps.
+ * the same as long as made_by names the same layout (MADE_BY in guard.rs).
  */
 struct config {
 	u8 made_by[32];
@@ -121,6 +120,11 @@ struct config {
 	u64 pidns_ino;
 	u32 asker;
 
+	/*
+	 * Another number for each start: who is PENDING since the start of a
+	 * guard that is replaced is not guarded by the marks of a later one.
+	 */
+	u32 round;
 	u32 links; /* of the guard, without which it is not whole */
 	u32 rules;
 	int floor; /* lowest nice value that may be set */

@@ -108,6 +108,11 @@ pub fn path_of(id: u64) -> Option<PathBuf> {
     None
 }
 
+/// Whether every cgroup is to be seen: in the initial cgroup namespace (PROC_CGROUP_INIT_INO).
+pub fn sees_all() -> bool {
+    fs::metadata("/proc/self/ns/cgroup").is_ok_and(|ns| ns.st_ino() == 0xefff_fffb)
+}
+
 /// Where cgroup v2 is mounted.
 fn mounts() -> Vec<PathBuf> {
     fs::read_to_string("/proc/self/mounts")

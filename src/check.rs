@@ -2,6 +2,7 @@
 //! Would a guard hold on this machine? What it needs, one by one, and a trial.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::mem::MaybeUninit;
@@ -120,6 +121,7 @@ fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
         cgroup: None,
         pinned: false,
         replaces: None,
+        kept: &[],
         audit: false,
         reports: Reports::Nothing,
     };
@@ -411,25 +413,28 @@ fn btf() -> Finding {
 }
 
 fn securityfs() -> Finding {
-    let is_mounted = || {
-        rustix::fs::statfs(SECURITYFS).is_ok_and(|fs| fs.f_type.unsigned_abs() == SECURITYFS_MAGIC)
-    };
-    if is_mounted() {
-        return Ok(SECURITYFS.into());
-    }
-    match mount(
-        "securityfs",
-        SECURITYFS,
-        "securityfs",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        None,
-    ) {
-        Ok(()) => Ok(format!("{SECURITYFS}, mounted just now")),
+    match mounted("securityfs", SECURITYFS, SECURITYFS_MAGIC, None) {
+        Ok(false) => Ok(SECURITYFS.into()),
+        Ok(true) => Ok(format!("{SECURITYFS}, mounted just now")),
         Err(error) => Err(Failure::new(
             format!("securityfs is not mounted, and cannot be: {error}"),
             format!("as root: mount -t securityfs securityfs {SECURITYFS}"),
         )),
     }
+}
+
+/// Mounts a file system of the kernel where it is not mounted, and says whether it was not.
+pub fn mounted(fs: &str, dir: &str, magic: u64, options: Option<&CStr>) -> io::Result<bool> {
+    if is_mounted(dir, magic) {
+        return Ok(false);
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(fs, dir, fs, flags, options)?;
+    Ok(true)
+}
+
+pub fn is_mounted(dir: &str, magic: u64) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type.unsigned_abs() == magic)
 }
 
 fn listed() -> Finding {

@@ -41,8 +41,9 @@ Each refusal is a line on stdout: who asked, for whom, by which call, from what 
 comes on stderr at the end, and whenever lsm-nice is sent SIGUSR1.
 
 The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
-or when the cgroup is removed; one that is pinned, with `lsm-nice release`. With COMMAND a signal is handed on to it while it runs, and
-lsm-nice stays until all that COMMAND started has exited, a daemon in the background too.
+or when the cgroup is removed; one that is pinned, with `lsm-nice release`. With COMMAND a signal is
+handed on to it while it runs, and lsm-nice stays until all that COMMAND started has exited, a daemon
+in the background too.
 
 Exit status: 0 the guard was ended, or all it guarded has exited; 1 failed, or `check` found that
 no guard would hold; 2 wrong usage. With COMMAND its own, 128 + N where signal N killed it, 125
@@ -153,8 +154,8 @@ pub enum Action {
     },
     /// Every lsm-nice guard that stands, pinned or not: what it guards, what it refused
     ///
-    /// Read from the kernel. Exits 1 where a pinned guard is damaged, was left half-way by a crash,
-    /// or is of another version of lsm-nice.
+    /// Read from the kernel. Exits 1 where a guard is damaged, was left half-way by a crash, or is of
+    /// another version of lsm-nice.
     Status {
         /// The pinned guard of this name alone
         #[arg(value_name = "NAME", value_hint = ValueHint::Other, value_parser = pins::name)]

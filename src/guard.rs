@@ -59,8 +59,16 @@ const _: () = assert!(
 );
 
 /// Who made a guard, and the layout of what others read of it: another number for any change of
-/// what lsm_nice.h and guarded.h say of config, state and the maps.
+/// config, state, event, walked, the enums in them (lsm_nice.h), or a map that is shared (guarded.h).
 pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 1");
+// What to think of where one of these fails.
+const _: () = assert!(
+    MADE_BY.len() < 32
+        && size_of::<config>() == 112
+        && size_of::<state>() == 192
+        && size_of::<asked>() == 20
+        && size_of::<walked>() == 24
+);
 
 /// Rounds of marking before a start is given up.
 const MOST_ROUNDS: usize = 1000;
@@ -89,6 +97,8 @@ pub struct Request<'a> {
     pub pinned: bool,
     /// Whose marks it goes on with.
     pub replaces: Option<&'a Standing>,
+    /// The targets of that.
+    pub kept: &'a [(process, asked)],
     /// Nothing is refused.
     pub audit: bool,
     pub reports: Reports,
@@ -307,8 +317,8 @@ impl<'obj> Guard<'obj> {
             let process = ask(&mut self.skel, target.pid, &mut self.clock)?;
             name(&self.skel, &process, &asked_for(target))?;
         }
-        for (process, asked) in request.replaces.map_or(Ok(Vec::new()), Standing::targets)? {
-            name(&self.skel, &process, &asked)?;
+        for (process, asked) in request.kept {
+            name(&self.skel, process, asked)?;
         }
         let mut quiet_rounds = 0;
         for _ in 0..MOST_ROUNDS {
@@ -337,7 +347,13 @@ impl<'obj> Guard<'obj> {
         Err(Failure::new(
             "the processes could not all be marked: the kernel has no memory for it, or they start \
              others too fast",
-            "give lsm-nice more memory, or guard their cgroup with --cgroup",
+            match request.replaces {
+                None => "give lsm-nice more memory, or guard their cgroup with --cgroup",
+                // the map of who was marked has the size that it was made with
+                Some(_) => {
+                    "guard the new ones by another name, or guard their cgroup with --cgroup"
+                }
+            },
         )
         .into())
     }
@@ -513,13 +529,13 @@ fn open<'obj>(
     open.maps.notes.set_autocreate(notes)?;
     let events = request.reports != Reports::Nothing;
     open.maps.events.set_autocreate(events)?;
-    let old = request.replaces.map_or(Ok(Vec::new()), Standing::targets)?;
-    let targets = u32::try_from(request.targets.len() + old.len())?;
+    let targets = u32::try_from(request.targets.len() + request.kept.len())?;
     open.maps.targets.set_autocreate(targets > 0)?;
     open.maps.targets.set_max_entries(targets.max(1))?;
     let pidns = pid_namespace()?;
     let config = config_of(&mut open)?;
     config.made_by[..MADE_BY.len()].copy_from_slice(MADE_BY.as_bytes());
+    config.round = (boot_time() / 1000) as u32;
     config.links = request.links() as u32;
     config.asker = getpid().as_raw_pid().unsigned_abs();
     config.pidns_dev = pidns.st_dev();

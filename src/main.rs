@@ -106,6 +106,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
         cgroup: cgroup.as_ref(),
         pinned: pins.is_some(),
         replaces: pins.as_ref().and_then(|pins| pins.replaced.as_ref()),
+        kept: pins.as_ref().map_or(&[], |pins| &pins.kept),
         audit: cli.audit,
         reports: match (cli.quiet, cli.verbose) {
             (true, _) => Reports::Nothing,
@@ -175,7 +176,10 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
 /// Who is guarded, in a line.
 fn names(request: &Request<'_>, pin: Option<&str>) -> String {
     let replaced = request.replaces.and(pin);
-    let kept = replaced.map(|name| format!("all that {name} guarded"));
+    let kept = replaced.map(|name| match request.cgroup {
+        None => format!("all that {name} guarded"),
+        Some(_) => format!("the processes that {name} guarded"),
+    });
     let cgroup = request
         .cgroup
         .map(|cgroup| format!("cgroup {}", cgroup.path.display()));

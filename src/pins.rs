@@ -7,20 +7,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{
-    CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with, statfs,
-};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
 use rustix::process::geteuid;
 
 use crate::check;
+use crate::guard::shared::{asked, process};
 use crate::guard::{Guard, NOTE};
 use crate::output::{Failure, status};
 use crate::standing::{self, Standing};
+use crate::target::{INITIAL_PID_NAMESPACE, pid_namespace};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const BPFFS_MAGIC: u64 = 0xcafe_4a11; // linux/magic.h
@@ -32,6 +33,8 @@ const NEW: &str = "+new";
 const OLD: &str = "+old";
 
 const LONGEST_NAME: usize = 64;
+/// How long another lsm-nice may change pins before they are read as they are.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The name of a pinned guard, as the command line takes it.
 pub fn name(name: &str) -> Result<String, String> {
@@ -65,18 +68,9 @@ pub struct Dir {
     maps: Vec<u32>,
 }
 
-/// Makes the place where the pins are, where there is none.
+/// Makes the place where the pins are, where there is none, and waits for the right to change them.
 pub fn lock() -> Result<Lock> {
-    let is_mounted = || statfs(BPFFS).is_ok_and(|fs| fs.f_type.unsigned_abs() == BPFFS_MAGIC);
-    if !is_mounted() {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("bpf", BPFFS, "bpf", flags, Some(c"mode=0700")).map_err(|error| {
-            Failure::new(
-                format!("bpffs is not mounted, and cannot be: {error}"),
-                format!("as root: mount -t bpf bpf {BPFFS}"),
-            )
-        })?;
-    }
+    mount_bpffs()?;
     match fs::DirBuilder::new().mode(0o700).create(DIR) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).context(format!("cannot make {DIR}"));
@@ -86,23 +80,51 @@ pub fn lock() -> Result<Lock> {
     let dir = open_dir(Path::new(DIR))?;
     must_be_ours()?;
     if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-        status!("waiting for another lsm-nice that changes pins");
+        status!("waiting for another lsm-nice that reads or changes pins");
     }
     flock(&dir, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {DIR}"))?;
     Ok(Lock { _dir: dir })
 }
 
+/// A bpffs of a namespace ends with that, and with it what is pinned there.
+fn mount_bpffs() -> Result<()> {
+    if check::is_mounted(BPFFS, BPFFS_MAGIC) {
+        return Ok(());
+    }
+    let namespace = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|ns| ns.ino());
+    let here = namespace("self").ok();
+    let error = if pid_namespace()?.ino() != INITIAL_PID_NAMESPACE || here != namespace("1").ok() {
+        "it would end with the namespace in which lsm-nice runs".into()
+    } else {
+        match check::mounted("bpf", BPFFS, BPFFS_MAGIC, Some(c"mode=0700")) {
+            Ok(_) => return Ok(()),
+            Err(error) => error.to_string(),
+        }
+    };
+    Err(Failure::new(
+        format!("bpffs is not mounted, and cannot be: {error}"),
+        format!("as root of the host: mount -t bpf bpf {BPFFS}"),
+    )
+    .into())
+}
+
 /// Anybody may make a directory in a bpffs that is mounted without a mode.
 fn must_be_ours() -> Result<()> {
     let meta = fs::symlink_metadata(DIR).with_context(|| format!("cannot stat {DIR}"))?;
-    if meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0 {
+    let failure = if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
+        Failure::new(
+            format!("{DIR} is not a directory of lsm-nice's own: another user made it"),
+            format!("rm -r {DIR}"),
+        )
+    } else if meta.mode() & 0o077 != 0 {
+        Failure::new(
+            format!("{DIR} is open to other users"),
+            format!("chmod 700 {DIR}"),
+        )
+    } else {
         return Ok(());
-    }
-    Err(Failure::new(
-        format!("{DIR} is not a directory of lsm-nice's own, mode 0700: another user made it"),
-        format!("rm -r {DIR}"),
-    )
-    .into())
+    };
+    Err(failure.into())
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {
@@ -134,11 +156,18 @@ pub fn changes() -> Result<OwnedFd> {
         .with_context(|| format!("cannot watch {DIR}"))
 }
 
-/// Whether another lsm-nice changes pins in this moment.
-pub fn is_locked() -> bool {
-    open_dir(Path::new(DIR)).is_ok_and(|dir| {
-        flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
-    })
+/// Keeps others from changing pins until it is dropped; None where one does, and goes on with it for
+/// as long as `PATIENCE`.
+pub fn read_lock() -> Option<OwnedFd> {
+    let start = Instant::now();
+    loop {
+        let dir = open_dir(Path::new(DIR)).ok()?;
+        match flock(&dir, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return Some(dir),
+            _ if start.elapsed() > PATIENCE => return None,
+            _ => thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// All that is pinned, by name.
@@ -182,12 +211,16 @@ pub fn find(name: &str) -> Result<Pinned> {
     Err(Failure::new(format!("there is no pinned guard {name}"), fix).into())
 }
 
-/// Fails where the name is in use.
-pub fn must_be_free(name: &str) -> Result<()> {
+/// Fails where the name is in use. What is half there may be in the making, unless it is locked.
+fn must_be_free(name: &str, lock: Option<&Lock>) -> Result<()> {
     let Some(pinned) = all()?.into_iter().find(|pinned| pinned.name == name) else {
         return Ok(());
     };
-    Err(if pinned.dirs.iter().any(|dir| dir.is_final) {
+    let is_whole = pinned.dirs.iter().any(|dir| dir.is_final);
+    if !is_whole && lock.is_none() {
+        return Ok(());
+    }
+    Err(if is_whole {
         Failure::new(
             format!("there is a guard {name} already"),
             "take over from it with --replace, end it with `lsm-nice release`, or name another",
@@ -206,6 +239,8 @@ pub struct Pins<'a> {
     name: &'a str,
     /// The guard that has the name, and is to keep it until the new one stands.
     pub replaced: Option<Standing>,
+    /// Its targets that have not gone.
+    pub kept: Vec<(process, asked)>,
     /// While there is one nobody else may change it.
     lock: Option<Lock>,
 }
@@ -213,20 +248,25 @@ pub struct Pins<'a> {
 impl<'a> Pins<'a> {
     /// Fails where the name is in use, or with `replace` where it is not.
     pub fn open(name: &'a str, replace: bool) -> Result<Self> {
+        check::capable()?;
         if !replace {
-            must_be_free(name)?;
+            must_be_free(name, None)?;
             return Ok(Self {
                 name,
                 replaced: None,
+                kept: Vec::new(),
                 lock: None,
             });
         }
         check::may_list()?;
         find(name)?;
         let lock = lock()?;
+        recover(name)?;
+        let replaced = of_name(name)?;
         Ok(Self {
             name,
-            replaced: Some(of_name(name)?),
+            kept: replaced.present_targets()?,
+            replaced: Some(replaced),
             lock: Some(lock),
         })
     }
@@ -235,7 +275,7 @@ impl<'a> Pins<'a> {
     pub fn put(self, guard: &mut Guard<'_>) -> Result<&'a str> {
         let name = self.name;
         let replaces = self.replaced.is_some();
-        let _lock = match self.lock {
+        let lock = match self.lock {
             Some(lock) => lock,
             None => lock()?,
         };
@@ -247,7 +287,7 @@ impl<'a> Pins<'a> {
                 remove(left)?;
             }
         } else {
-            must_be_free(name)?;
+            must_be_free(name, Some(&lock))?;
         }
         fs::DirBuilder::new()
             .mode(0o700)
@@ -268,12 +308,34 @@ impl<'a> Pins<'a> {
             })?;
         remove(&old)?;
         if let Some(replaced) = &self.replaced
-            && !replaced.has_ended()?
+            && !replaced.ends_within(standing::PATIENCE)?
         {
             status!("warning: another process holds the guard that was replaced: both refuse");
         }
         Ok(name)
     }
+}
+
+/// Where a crash came between the two renames of a replace both guards are whole, and none has the
+/// name: the old one gets it back.
+fn recover(name: &str) -> Result<()> {
+    let pinned = find(name)?;
+    if pinned.dirs.iter().any(|dir| dir.is_final) {
+        return Ok(());
+    }
+    let guards = standing::all()?;
+    for path in [suffixed(name, OLD), suffixed(name, NEW)] {
+        let is_whole = |dir: &&Dir| {
+            let guard = guards.iter().find(|guard| dir.has_any_of(guard));
+            dir.path == path && guard.is_some_and(|guard| dir.damage(guard).is_none())
+        };
+        if pinned.dirs.iter().any(|dir| is_whole(&dir)) {
+            move_to(&path, &Path::new(DIR).join(name))
+                .with_context(|| format!("cannot move {}", path.display()))?;
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// The guard of that name, of a layout that is known here.
@@ -320,8 +382,12 @@ impl Pinned {
 
     /// The guard that has the name.
     pub fn guard(&self, guards: Vec<Standing>) -> Option<Standing> {
-        let dir = self.dirs.iter().find(|dir| dir.is_final)?;
-        guards.into_iter().find(|guard| dir.has_any_of(guard))
+        guards.into_iter().find(|guard| self.is_named(guard))
+    }
+
+    pub fn is_named(&self, guard: &Standing) -> bool {
+        let named = self.dirs.iter().find(|dir| dir.is_final);
+        named.is_some_and(|dir| dir.has_any_of(guard))
     }
 
     /// What is not as it was made.

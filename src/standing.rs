@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
@@ -21,13 +22,14 @@ use rustix::process::Pid;
 
 use crate::guard::shared::{asked, bss, cgroup_place, config, process, rodata, state, walked};
 use crate::guard::{Clock, MADE_BY, boot_time, from_bytes, listed};
+use crate::target::{INITIAL_PID_NAMESPACE, pid_namespace};
 
 /// The maps of constants and of variables, as libbpf names them.
 const RODATA: &str = "lsm_nice.rodata";
 const BSS: &str = "lsm_nice.bss";
 
 /// How long the kernel may take to detach what is not held any more.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A guard of which the kernel has at least a link.
 pub struct Standing {
@@ -152,10 +154,10 @@ impl Standing {
         self.map(BSS).map(StateMap)
     }
 
-    /// Waits until nothing of the guard is attached any more, or returns false where somebody else
-    /// holds a link. After the last pin is gone the kernel takes a moment: the IDs of links go first,
+    /// Waits until nothing of the guard is attached any more, or returns false where somebody holds
+    /// a link for so long. After the last pin is gone the kernel takes a moment: the IDs of links go first,
     /// those of programs when they are detached.
-    pub fn has_ended(&self) -> Result<bool> {
+    pub fn ends_within(&self, patience: Duration) -> Result<bool> {
         let start = Instant::now();
         loop {
             let programs = ids(libbpf_sys::bpf_prog_get_next_id)?;
@@ -163,7 +165,7 @@ impl Standing {
                 .programs
                 .iter()
                 .any(|program| programs.contains(program));
-            if !stands || start.elapsed() > PATIENCE {
+            if !stands || start.elapsed() > patience {
                 return Ok(!stands);
             }
             thread::sleep(Duration::from_millis(1));
@@ -191,6 +193,24 @@ impl Standing {
             }
         }
         Ok(targets)
+    }
+
+    /// Those of them that run, or may run where they cannot be seen from here.
+    pub fn present_targets(&self) -> Result<Vec<(process, asked)>> {
+        let mut targets = self.targets()?;
+        if self.sees_all()?
+            && let Some((tasks, _)) = self.walk()?
+        {
+            targets.retain(|(process, _)| tasks.iter().any(|task| is_same(&task.process, process)));
+        }
+        Ok(targets)
+    }
+
+    /// Whether all that may be guarded is to be seen in this PID namespace.
+    pub fn sees_all(&self) -> Result<bool> {
+        let own = pid_namespace()?.st_ino();
+        Ok(own == INITIAL_PID_NAMESPACE
+            || self.config.is_some_and(|config| config.pidns_ino == own))
     }
 
     /// The tasks that are guarded, and the clock that the guard reports by. None where the guard
@@ -271,12 +291,17 @@ pub fn pinned(path: &Path) -> Object {
     )
 }
 
+pub fn is_same(a: &process, b: &process) -> bool {
+    (a.tgid, a.start) == (b.tgid, b.start)
+}
+
 fn processes() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
 }
 
-/// All IDs of a kind of object (bpf(2): BPF_*_GET_NEXT_ID).
+/// All IDs of a kind of object (bpf(2): BPF_*_GET_NEXT_ID). The iterators of libbpf-rs end at the first
+/// object that they cannot read, and would hide guards behind it.
 fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> Result<Vec<u32>> {
     let (mut ids, mut id) = (Vec::new(), 0);
     loop {

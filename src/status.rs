@@ -4,22 +4,24 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::linux::fs::MetadataExt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::{Local, SecondsFormat, TimeDelta, Utc};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
 use crate::cgroup;
 use crate::check;
 use crate::events::{Events, text};
-use crate::guard::shared::process;
 use crate::guard::{Clock, walked};
 use crate::output::{Failure, printable, status};
 use crate::pins::{self, Pinned};
+use crate::privilege;
 use crate::rules::RULES;
-use crate::standing::{self, Standing};
+use crate::standing::{self, Standing, is_same};
 use crate::target;
 use crate::watch::{self, print_until, summary};
 
@@ -67,35 +69,18 @@ struct Target {
 #[derive(Serialize)]
 struct Place {
     path: Option<String>,
-    alive: bool,
+    /// As of a target, in this cgroup namespace.
+    alive: Option<bool>,
 }
 
 /// `lsm-nice status`: every guard, or the pinned one of that name.
 pub fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
-    check::may_list()?;
-    // pins first: what is released meanwhile is not taken for damaged
-    let pins = match name {
-        Some(name) => vec![pins::find(name)?],
-        None => pins::all()?,
-    };
-    let guards = standing::all()?;
-    let mut rows: Vec<_> = pins
-        .iter()
-        .map(|pinned| pinned_row(pinned, &guards))
-        .collect::<Result<_>>()?;
-    if name.is_none() {
-        let is_pinned = |guard: &Standing| pins.iter().any(|pinned| pinned.holds(guard));
-        for guard in guards.iter().filter(|guard| !is_pinned(guard)) {
-            let holder = guard.holder();
-            // it has ended meanwhile, or is being pinned
-            if holder.is_some() {
-                rows.push(Row {
-                    holder: holder.map(|pid| pid.as_raw_pid()),
-                    ..row(guard)?
-                });
-            }
+    may_list()?;
+    let rows = loop {
+        if let Some(rows) = look(name)? {
+            break rows;
         }
-    }
+    };
     for row in &rows {
         let text = match json {
             true => serde_json::to_string(row)?,
@@ -115,24 +100,76 @@ pub fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
     })
 }
 
-fn pinned_row(pinned: &Pinned, guards: &[Standing]) -> Result<Row> {
+fn may_list() -> Result<()> {
+    target::proc_is_ours()?;
+    Ok(check::may_list()?)
+}
+
+/// What there is; None where that has changed meanwhile.
+fn look(name: Option<&str>) -> Result<Option<Vec<Row>>> {
+    let lock = pins::read_lock();
+    let pins = match name {
+        Some(name) => vec![pins::find(name)?],
+        None => pins::all()?,
+    };
+    let guards = standing::all()?;
+    let mut rows = Vec::new();
+    for pinned in &pins {
+        rows.push(pinned_row(pinned, &guards, lock.is_some())?);
+    }
+    let is_pinned =
+        |pins: &[Pinned], guard: &Standing| pins.iter().any(|pinned| pinned.holds(guard));
+    for guard in guards
+        .iter()
+        .filter(|guard| name.is_none() && !is_pinned(&pins, guard))
+    {
+        let (holder, row) = (guard.holder(), row(guard));
+        if holder.is_none() || row.is_err() {
+            if guard.ends_within(Duration::from_secs(1))? {
+                continue;
+            }
+            if is_pinned(&pins::all()?, guard) {
+                return Ok(None);
+            }
+        }
+        let mut row = row?;
+        match holder {
+            Some(pid) => row.holder = Some(pid.as_raw_pid()),
+            None => row.problem = Some("held, or pinned, where it cannot be seen from here".into()),
+        }
+        rows.push(row);
+    }
+    Ok(Some(rows))
+}
+
+fn pinned_row(pinned: &Pinned, guards: &[Standing], locked: bool) -> Result<Row> {
     let its: Vec<_> = pinned.guards(guards).collect();
-    let its_row = match its.first() {
+    let named = its.iter().find(|guard| pinned.is_named(guard));
+    let mut row = match named.or(its.first()) {
         Some(guard) => row(guard)?,
         None => Row::default(),
     };
-    let problem = match pinned.damage(&its) {
-        Some(_) if pins::is_locked() => Some("another lsm-nice changes it in this moment".into()),
-        damage => damage.or(its_row.problem),
-    };
-    Ok(Row {
-        name: Some(pinned.name.clone()),
-        fix: problem
-            .as_ref()
-            .map(|_| format!("lsm-nice release {}", pinned.name)),
-        problem,
-        ..its_row
-    })
+    row.name = Some(pinned.name.clone());
+    let release = format!("lsm-nice release {}", pinned.name);
+    match pinned.damage(&its) {
+        // it may be in the making
+        Some(_) if !locked => row.problem = Some("another lsm-nice changes it".into()),
+        damage => {
+            row.problem = damage.or(row.problem);
+            row.fix = row
+                .problem
+                .as_ref()
+                .map(|_| match (named, row.known.is_some()) {
+                    (Some(_), true) => format!(
+                        "{release}; or, without a gap, --pin {} --replace with the options that it \
+                     should have",
+                        pinned.name
+                    ),
+                    _ => release,
+                });
+        }
+    }
+    Ok(row)
 }
 
 fn row(guard: &Standing) -> Result<Row> {
@@ -148,8 +185,7 @@ fn row(guard: &Standing) -> Result<Row> {
     let clock = walk.as_ref().map_or(Clock::default(), |(_, clock)| *clock);
     row.since = Some(since(guard.age(clock)));
     let tasks = walk.map(|(tasks, _)| tasks);
-    let sees_all = [target::INITIAL_PID_NAMESPACE, config.pidns_ino]
-        .contains(&target::pid_namespace()?.st_ino());
+    let sees_all = guard.sees_all()?;
     let targets: Vec<_> = guard
         .targets()?
         .iter()
@@ -174,7 +210,10 @@ fn row(guard: &Standing) -> Result<Row> {
     let cgroup = guard.cgroup()?.map(|place| {
         let path = cgroup::path_of(place.id);
         Place {
-            alive: path.is_some(),
+            alive: match path {
+                Some(_) => Some(true),
+                None => cgroup::sees_all().then_some(false),
+            },
             path: path.map(|path| path.display().to_string()),
         }
     });
@@ -198,10 +237,6 @@ fn row(guard: &Standing) -> Result<Row> {
         summary: summary(&counters, config.audit != 0, None),
     });
     Ok(row)
-}
-
-fn is_same(a: &process, b: &process) -> bool {
-    (a.tgid, a.start) == (b.tgid, b.start)
 }
 
 fn since(age: i64) -> String {
@@ -251,6 +286,7 @@ impl Known {
         });
         let cgroup = self.cgroup.iter().map(|place| match &place.path {
             Some(path) => format!("cgroup {path}"),
+            None if place.alive.is_none() => "a cgroup that is not to be seen here".into(),
             None => "a cgroup that is gone".into(),
         });
         processes.chain(cgroup).collect::<Vec<_>>().join(", ")
@@ -284,7 +320,9 @@ impl Known {
 
 /// `lsm-nice status NAME --follow`: the events of a pinned guard, also of those that take its place.
 pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
-    check::may_list()?;
+    may_list()?;
+    pins::find(name)?;
+    privilege::keep(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN)?;
     let asked = watch::asked_by_signal()?;
     let stop = watch::stop_by_signal()?;
     let changes = pins::changes()?;
@@ -295,7 +333,7 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
         if config.events == 0 {
             return Err(Failure::new(
                 format!("the guard {name} reports no events: it was started with --quiet"),
-                format!("lsm-nice --pin {name} --replace"),
+                format!("lsm-nice --pin {name} --replace, with its other options"),
             )
             .into());
         }
@@ -312,16 +350,20 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
         status!("following {name}");
         let stopped = loop {
             let ends = [stop.as_fd(), changes.as_fd()];
-            print_until(&ends, &asked, &mut events, |events| {
+            let printed = print_until(&ends, &asked, &mut events, |events| {
                 Ok(summary(&counted()?, audit, events))
-            })?
-            .context("events cannot be printed, the guard stands: stdout")?;
+            })?;
+            match printed {
+                // a reader that has seen enough, such as head(1)
+                Err(Errno::PIPE) => return Ok(ExitCode::SUCCESS),
+                printed => printed.context("events cannot be printed, the guard stands: stdout")?,
+            }
             if rustix::io::read(&stop, &mut [0; 8]).is_ok() {
                 break true;
             }
             cgroup::drain(&changes);
             if !pins::all()?.iter().any(|pinned| pinned.holds(&guard)) {
-                guard.has_ended()?;
+                guard.ends_within(standing::PATIENCE)?;
                 break false;
             }
         };
@@ -353,19 +395,18 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
 
 /// `lsm-nice release NAME`.
 pub fn release(name: &str) -> Result<ExitCode> {
-    check::may_list()?;
+    may_list()?;
     pins::find(name)?;
     let lock = pins::lock()?;
     let pinned = pins::find(name)?;
     let all = standing::all()?;
     let guards: Vec<_> = pinned.guards(&all).collect();
-    let state = guards
-        .first()
-        .and_then(|guard| Some((guard.config?, guard.state_map().ok()?)));
+    let named = guards.iter().find(|guard| pinned.is_named(guard));
+    let state = named.and_then(|guard| Some((guard.config?, guard.state_map().ok()?)));
     pinned.remove(&lock)?;
     let mut ended = true;
     for guard in &guards {
-        ended &= guard.has_ended()?;
+        ended &= guard.ends_within(standing::PATIENCE)?;
     }
     if !ended {
         return Err(Failure::new(

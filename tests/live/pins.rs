@@ -34,6 +34,7 @@ tests!(
     of_two_that_pin_a_name_at_once_one_does,
     a_failure_half_way_leaves_no_trace,
     a_crash_half_way_is_named_and_released,
+    a_crash_of_release_is_named_and_released,
     without_bpffs_it_is_mounted_or_the_command_is_named,
     a_directory_of_another_user_is_refused,
     status_tells_what_a_guard_guards_and_has_done,
@@ -106,9 +107,7 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        for name in [self.0, "other"] {
-            let _ = Command::new("lsm-nice").args(["release", name]).output();
-        }
+        let _ = Command::new("lsm-nice").args(["release", self.0]).output();
     }
 }
 
@@ -130,15 +129,12 @@ fn left() -> Vec<String> {
     let Ok(entries) = fs::read_dir(DIR) else {
         return Vec::new();
     };
-    entries
-        .map(|entry| {
-            entry
-                .expect("a pin")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect()
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("a pin").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
 /// Where the kernel takes a moment to detach.
@@ -336,25 +332,68 @@ fn a_crash_half_way_is_named_and_released() {
         soon_accepts(target.pid, -1);
         accepts(target.pid, 0);
     }
-    // a replace, when the old guard still has the name
+    // a replace, before its first rename
     let web = Name::pin("web", &format!("--pid {}", target.pid));
-    for rename in [PIN, RENAME] {
-        run_without(rename, Fate::Killed, "--pin web --replace -n 5");
+    for call in [PIN, RENAME] {
+        run_without(call, Fate::Killed, "--pin web --replace -n 5");
         refuses(target.pid, -1);
-        let mut names = left();
-        names.sort();
-        assert_eq!(names, ["web", "web+new"]);
-        assert_eq!(web.status()["problem"], "a crash has left parts of it");
+        assert_eq!(left(), ["web", "web+new"]);
+        let row = web.status();
+        assert_eq!(row["problem"], "a crash has left parts of it");
+        assert_eq!(row["floor"], 0);
         // which another one clears
         web.replace("-n 5");
         assert_eq!(left(), ["web"]);
         refuses(target.pid, 4);
         assert_eq!(web.status()["problem"], Value::Null);
+        web.replace("");
+    }
+    // between its renames, and after them
+    for moves in [
+        &[("web", "web+old")][..],
+        &[("web", "web+old"), ("web+new", "web")],
+    ] {
+        run_without(RENAME, Fate::Killed, "--pin web --replace -n 5");
+        for (from, to) in moves {
+            fs::rename(format!("{DIR}/{from}"), format!("{DIR}/{to}")).expect("pins");
+        }
+        refuses(target.pid, 4);
+        let row = web.status();
+        assert_eq!(row["problem"], "a crash has left parts of it");
+        let named = moves.len() == 2;
+        assert_eq!(row["floor"], if named { 5 } else { 0 });
+        web.replace("-n 3");
+        assert_eq!(left(), ["web"]);
+        refuses(target.pid, 2);
+        accepts(target.pid, 4);
+        accepts(target.pid, 10);
+        web.replace("");
     }
     run_without(RENAME, Fate::Killed, "--pin web --replace");
     web.release();
     accepts(target.pid, -1);
     before.is_not_exceeded();
+}
+
+fn a_crash_of_release_is_named_and_released() {
+    let target = Agent::start();
+    let web = Name::pin("web", &format!("--pid {}", target.pid));
+    for call in [libc::SYS_unlink, libc::SYS_rmdir] {
+        let report = run_without((call, None), Fate::Killed, "release web");
+        assert_eq!(report.code(), None, "{report}");
+        if call == libc::SYS_rmdir {
+            assert_eq!(
+                web.status()["problem"],
+                "nothing of it is attached: it guards nobody"
+            );
+            soon_accepts(target.pid, -1);
+        } else {
+            // nothing was removed yet
+            assert_eq!(web.status()["problem"], Value::Null);
+            refuses(target.pid, -1);
+        }
+    }
+    web.release();
 }
 
 fn without_bpffs_it_is_mounted_or_the_command_is_named() {
@@ -363,7 +402,11 @@ fn without_bpffs_it_is_mounted_or_the_command_is_named() {
         unmount("/sys/fs/bpf", UnmountFlags::empty()).expect("to unmount bpffs");
     }
     Lsm::run("status").exited(0).says("no guard stands");
-    Lsm::run("release web").refused_to_start();
+    for command in ["release web", "status web", "status web --follow"] {
+        Lsm::run(command)
+            .refused_to_start()
+            .says("there is no pinned guard web");
+    }
     let report = run_without(
         (libc::SYS_mount, None),
         Fate::Error(Errno::PERM),
@@ -372,8 +415,17 @@ fn without_bpffs_it_is_mounted_or_the_command_is_named() {
     report
         .refused_to_start()
         .says("bpffs is not mounted, and cannot be: ")
-        .says("fix: as root: mount -t bpf bpf /sys/fs/bpf");
+        .says("fix: as root of the host: mount -t bpf bpf /sys/fs/bpf");
     assert!(!is_bpffs());
+    // what is mounted in a namespace ends with it
+    for wrapper in [
+        &["unshare", "--mount"][..],
+        &["unshare", "--pid", "--fork", "--mount-proc"],
+    ] {
+        Lsm::run_in(wrapper, "--cgroup /sys/fs/cgroup --pin web")
+            .refused_to_start()
+            .says("it would end with the namespace");
+    }
     let web = Name::pin("web", &format!("--pid {}", target.pid));
     assert!(is_bpffs());
     let mode = fs::metadata("/sys/fs/bpf")
@@ -416,6 +468,12 @@ fn a_directory_of_another_user_is_refused() {
             .says("fix: rm -r /sys/fs/bpf/lsm-nice");
     }
     soon_accepts(target.pid, -1);
+    accepts(target.pid, 0);
+    chown(DIR, Some(0), Some(0)).expect("root");
+    Lsm::run(&format!("--pid {} --pin web", target.pid))
+        .refused_to_start()
+        .says("is open to other users")
+        .says("fix: chmod 700 /sys/fs/bpf/lsm-nice");
     fs::remove_dir(DIR).expect("bpffs");
 }
 
@@ -565,6 +623,9 @@ fn status_and_release_take_root() {
     let target = Agent::start();
     let web = Name::pin("web", &format!("--pid {}", target.pid));
     let user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"];
+    Lsm::run_in(&user, &format!("--pid {} --pin other", target.pid))
+        .refused_to_start()
+        .says("CAP_BPF");
     for command in ["status", "release web", "status web --follow"] {
         Lsm::run_in(&user, command)
             .refused_to_start()
@@ -593,7 +654,7 @@ fn a_damaged_guard_is_named_and_released() {
         report.exited(1);
         assert!(
             report.stdout.contains(&format!(
-                "PROBLEM    {problem}\n  fix        lsm-nice release web\n"
+                "PROBLEM    {problem}\n  fix        lsm-nice release web; or, without a gap, --pin web --replace"
             )),
             "{report}"
         );
@@ -938,7 +999,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
         &format!("--pid {} --pid {} --tree", target.pid, other.pid),
     );
     let stop = AtomicBool::new(false);
-    let [attempts, children, raised] = [const { AtomicU64::new(0) }; 3];
+    let [attempts, children, raised, asked] = [const { AtomicU64::new(0) }; 4];
     let attempt = |number: i32| {
         attempts.fetch_add(1, Relaxed);
         if set_nice(number, -1).is_ok() {
@@ -950,6 +1011,21 @@ fn replaces_under_a_hammer_let_nothing_through() {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
                 victims.into_iter().for_each(attempt);
+            }
+        });
+        scope.spawn(|| {
+            // whenever it is asked for, it is there
+            while !stop.load(Relaxed) {
+                let report = Lsm::run("status --json");
+                let rows = rows(&report);
+                assert_eq!(rows.len(), 1, "{report}");
+                assert_eq!(rows[0]["name"], "web", "{report}");
+                let problem = &rows[0]["problem"];
+                assert!(
+                    problem.is_null() || *problem == "another lsm-nice changes it",
+                    "{report}"
+                );
+                asked.fetch_add(1, Relaxed);
             }
         });
         let (stop, children, attempt) = (&stop, &children, &attempt);
@@ -970,11 +1046,12 @@ fn replaces_under_a_hammer_let_nothing_through() {
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     println!(
-        "{replaces} replaces in {} s: {} attempts on {} processes, {} succeeded",
+        "{replaces} replaces in {} s: {} attempts on {} processes, {} succeeded; {} times status",
         start.elapsed().as_secs(),
         attempts.load(Relaxed),
         children.load(Relaxed) + 3,
-        raised.load(Relaxed)
+        raised.load(Relaxed),
+        asked.load(Relaxed)
     );
     assert_eq!(raised.load(Relaxed), 0);
     assert!(attempts.load(Relaxed) > replaces as u64);
@@ -1040,6 +1117,7 @@ fn whatever_a_kill_interrupts_is_named_and_released() {
         accepts(target.pid, 0);
     }
     println!("{rounds} kills: {none} left nothing, {half} a part, {all} a guard");
+    assert!(none > 0 && half > 0 || rounds < 20);
     assert!(left().is_empty(), "{:?}", left());
     before.is_not_exceeded();
 }
