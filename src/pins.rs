@@ -79,8 +79,13 @@ pub fn lock() -> Result<Lock> {
     }
     let dir = open_dir(Path::new(DIR))?;
     must_be_ours()?;
-    if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-        status!("waiting for another lsm-nice that reads or changes pins");
+    let start = Instant::now();
+    while flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        if start.elapsed() > Duration::from_secs(2) {
+            status!("waiting for another lsm-nice that reads or changes pins");
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
     flock(&dir, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {DIR}"))?;
     Ok(Lock { _dir: dir })

@@ -64,7 +64,7 @@ fn a_guard_with_marks_keeps_cap_bpf_alone() {
     let mut target = Agent::start();
     let lsm = Lsm::start(&format!("--pid {}", target.pid));
     keeps(&lsm, CAP_BPF);
-    let child = target.child("fork");
+    let child = target.child("spawn-alone");
     refuses(child, -1);
     // for which it asks who is left
     rustix::process::kill_process(pid(target.pid), Signal::KILL).expect("the target");
