@@ -1028,9 +1028,12 @@ fn replaces_under_a_hammer_let_nothing_through() {
             while !stop.load(Relaxed) {
                 let report = Lsm::run("status --json");
                 let rows = rows(&report);
-                assert_eq!(rows.len(), 1, "{report}");
-                assert_eq!(rows[0]["name"], "web", "{report}");
-                let problem = &rows[0]["problem"];
+                // beside one that is in the making, where that takes long
+                let (web, others): (Vec<_>, Vec<_>) =
+                    rows.iter().partition(|row| row["name"] == "web");
+                assert_eq!(web.len(), 1, "{report}");
+                assert!(others.iter().all(|row| row["holder"].is_i64()), "{report}");
+                let problem = &web[0]["problem"];
                 assert!(
                     problem.is_null() || *problem == "another lsm-nice changes it",
                     "{report}"

@@ -60,7 +60,17 @@ fn check_says_so_in_json() {
         .collect();
     assert_eq!(
         names,
-        ["lsm-list", "rule-nice", "rule-sched", "rule-io", "trial"],
+        [
+            "lsm-list",
+            "rule-nice",
+            "rule-sched",
+            "rule-io",
+            "rule-heap",
+            "rule-heap-exec",
+            "rule-socket",
+            "rule-inet",
+            "trial"
+        ],
         "{report}"
     );
     assert!(
