@@ -341,6 +341,10 @@ fn a_fork_that_cannot_be_marked_fails() {
     let lsm = Lsm::start_in(&["sh", "-c", &join, "sh"], &options);
     let adjust = format!("/proc/{}/oom_score_adj", lsm.pid());
     fs::write(adjust, "-1000").expect("lsm-nice, not to be killed instead");
+    // its second thread still allocates when it starts, which may be late
+    let waits = |tid: &i32| status_field(*tid, "State").is_some_and(|state| state.starts_with('S'));
+    let all_wait = || threads(lsm.pid()).iter().all(waits).then_some(());
+    assert!(eventually(all_wait).is_some());
 
     limit("0");
     // the kernel has some in stock
