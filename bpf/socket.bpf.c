@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-/* Rules socket and inet: new sockets, of any family, and of those that reach
- * IP. */
+/*
+ * Rules socket and inet: new sockets, of any family or of those that reach IP.
+ */
 
 /*
  * Whether what is sent by a family gets into IP packets: SMC falls back to TCP,

@@ -27,10 +27,9 @@ const BPFFS: &str = "/sys/fs/bpf";
 const BPFFS_MAGIC: u64 = 0xcafe_4a11; // linux/magic.h
 const DIR: &str = "/sys/fs/bpf/lsm-nice";
 
-/// What a directory has behind its name while it is made, and while it is taken down. No name that
-/// a user gives has such a character.
+/// What a directory has behind its name while it is made; and the one that it replaces, while that is
+/// taken down. No name that a user gives has such a character.
 const NEW: &str = "+new";
-const OLD: &str = "+old";
 
 const LONGEST_NAME: usize = 64;
 /// How long another lsm-nice may change pins before they are read as they are.
@@ -266,7 +265,6 @@ impl<'a> Pins<'a> {
         check::may_list()?;
         find(name)?;
         let lock = lock()?;
-        recover(name)?;
         let replaced = of_name(name)?;
         Ok(Self {
             name,
@@ -285,33 +283,34 @@ impl<'a> Pins<'a> {
             None => lock()?,
         };
         let place = Path::new(DIR).join(name);
-        let (new, old) = (suffixed(name, NEW), suffixed(name, OLD));
-        if replaces {
+        let new = Path::new(DIR).join(format!("{name}{NEW}"));
+        let how = if replaces {
             // what a crash has left beside the guard that stands
-            for left in [&new, &old] {
-                remove(left)?;
-            }
+            remove(&new)?;
+            RenameFlags::EXCHANGE
         } else {
             must_be_free(name, Some(&lock))?;
-        }
+            RenameFlags::NOREPLACE
+        };
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&new)
             .map_err(anyhow::Error::from)
             .and_then(|()| guard.pin(&new))
-            .and_then(|()| {
-                // from here both have pins, and one of them has the name at the end
-                if replaces {
-                    move_to(&place, &old)?;
-                }
-                Ok(move_to(&new, &place)?)
+            .and_then(|()| match renameat_with(CWD, &new, CWD, &place, how) {
+                Err(Errno::INVAL) => Err(Failure::new(
+                    "this kernel cannot exchange two guards, which Linux 5.17 can",
+                    format!("lsm-nice release {name}, then pin it anew"),
+                )
+                .into()),
+                result => Ok(result?),
             })
             .map_err(|error| {
-                let _ = move_to(&old, &place);
                 let _ = remove(&new);
                 error.context(format!("cannot pin the guard in {}", place.display()))
             })?;
-        remove(&old)?;
+        // by now the guard that was replaced
+        remove(&new)?;
         if let Some(replaced) = &self.replaced
             && !replaced.ends_within(standing::PATIENCE)?
         {
@@ -319,28 +318,6 @@ impl<'a> Pins<'a> {
         }
         Ok(name)
     }
-}
-
-/// Where a crash came between the two renames of a replace both guards are whole, and none has the
-/// name: the old one gets it back.
-fn recover(name: &str) -> Result<()> {
-    let pinned = find(name)?;
-    if pinned.dirs.iter().any(|dir| dir.is_final) {
-        return Ok(());
-    }
-    let guards = standing::all()?;
-    for path in [suffixed(name, OLD), suffixed(name, NEW)] {
-        let is_whole = |dir: &&Dir| {
-            let guard = guards.iter().find(|guard| dir.has_any_of(guard));
-            dir.path == path && guard.is_some_and(|guard| dir.damage(guard).is_none())
-        };
-        if pinned.dirs.iter().any(|dir| is_whole(&dir)) {
-            move_to(&path, &Path::new(DIR).join(name))
-                .with_context(|| format!("cannot move {}", path.display()))?;
-            return Ok(());
-        }
-    }
-    Ok(())
 }
 
 /// The guard of that name, of a layout that is known here.
@@ -365,14 +342,6 @@ pub fn of_name(name: &str) -> Result<Standing> {
         .into());
     }
     Ok(guard)
-}
-
-fn move_to(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
-}
-
-fn suffixed(name: &str, suffix: &str) -> PathBuf {
-    Path::new(DIR).join(format!("{name}{suffix}"))
 }
 
 impl Pinned {

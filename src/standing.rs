@@ -155,8 +155,8 @@ impl Standing {
     }
 
     /// Waits until nothing of the guard is attached any more, or returns false where somebody holds
-    /// a link for so long. After the last pin is gone the kernel takes a moment: the IDs of links go first,
-    /// those of programs when they are detached.
+    /// a link for so long. After the last pin is gone the kernel takes a moment: the IDs of links go
+    /// first, those of programs when they are detached.
     pub fn ends_within(&self, patience: Duration) -> Result<bool> {
         let start = Instant::now();
         loop {
@@ -300,8 +300,8 @@ fn processes() -> impl Iterator<Item = Pid> {
     entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
 }
 
-/// All IDs of a kind of object (bpf(2): BPF_*_GET_NEXT_ID). The iterators of libbpf-rs end at the first
-/// object that they cannot read, and would hide guards behind it.
+/// All IDs of a kind of object (bpf(2): BPF_*_GET_NEXT_ID). The iterators of libbpf-rs end at the
+/// first object that they cannot read, and would hide guards behind it.
 fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> Result<Vec<u32>> {
     let (mut ids, mut id) = (Vec::new(), 0);
     loop {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::helpers::eventually;
+use crate::agent::Agent;
+use crate::helpers::{Lsm, eventually};
 use libbpf_rs::MapType;
 use libbpf_rs::query::{BtfInfoIter, LinkInfoIter, MapInfoIter, ProgInfoIter};
 use libbpf_sys::{BPF_LSM_MAC, BPF_PROG_TYPE_LSM};
@@ -135,6 +136,23 @@ impl Loaded {
                 .then_some(())
         });
         assert!(settled.is_some(), "{now:?} are more than {self:?}");
+    }
+}
+
+/// A guard of one process by each of the rules loads that program, and no other.
+#[track_caller]
+pub fn loads_alone(program: &str, rules: &[&str]) {
+    let target = Agent::start();
+    for rules in rules {
+        let before = Present::now();
+        let lsm = Lsm::start(&format!(
+            "--pid {} --no-children --rule {rules}",
+            target.pid
+        ));
+        let present = Present::now().without(&before);
+        assert_eq!(present.programs, [program], "{rules}");
+        assert_eq!(present.attached, [program], "{rules}");
+        lsm.end();
     }
 }
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::setpriority_process;
 
 use crate::agent::Agent;
-use crate::helpers::{Lsm, accepts, heavy, nice_of, refuses, run};
+use crate::helpers::{Lsm, accepts, heavy, ignoring, nice_of, refuses, run};
 use crate::sys::{
     Attr, BATCH, Call, Caller, Compat, DEADLINE, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY,
     FLAG_RESET_ON_FORK, IDLE, LOW, NOWHERE, Native, OTHER, Outside, Within, allowed, autogroup,
@@ -47,14 +47,7 @@ tests!(
 
 /// The tests of io_uring are ignored where the kernel has none.
 pub fn trials() -> Vec<Trial> {
-    let uring = has_uring();
-    tests()
-        .into_iter()
-        .map(|test| {
-            let here = uring || !test.name().contains("no_way_to_write");
-            test.with_ignored_flag(!here)
-        })
-        .collect()
+    ignoring(tests(), &[(!has_uring(), "no_way_to_write")])
 }
 
 /// What the tests of doors and rules tell an agent.

@@ -10,10 +10,10 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use crate::agent::{Agent, errno};
-use crate::bpf::Present;
+use crate::bpf::loads_alone;
 use crate::cgroups::Cgroup;
 use crate::events::events;
-use crate::helpers::{Counts, Lsm, accepts, has_task_storage, refuses};
+use crate::helpers::{Counts, Lsm, accepts, has_task_storage, ignoring, refuses};
 use crate::sys::{self, LOW, Within};
 
 tests!(
@@ -61,13 +61,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         (!has_tags(), "an_address_with_a_tag_does_not_get_past"),
     ];
-    tests()
-        .into_iter()
-        .map(|test| {
-            let not_here = missing.contains(&(true, test.name()));
-            test.with_ignored_flag(not_here)
-        })
-        .collect()
+    ignoring(tests(), &missing)
 }
 
 const PAGE: i64 = 4096;
@@ -656,28 +650,13 @@ fn both_rules_and_those_of_priority_hold_together() {
     report.counted(4);
     let rules: Vec<_> = events(&report)
         .iter()
-        .map(|event| event["rule"].to_string())
+        .map(|event| event["rule"].clone())
         .collect();
-    assert_eq!(
-        rules,
-        [r#""heap""#, r#""heap""#, r#""nice""#, r#""io""#],
-        "{report}"
-    );
+    assert_eq!(rules, ["heap", "heap", "nice", "io"], "{report}");
 }
 
 fn only_the_program_of_the_rule_is_loaded() {
-    let target = Agent::start();
-    for rules in ["heap", "heap-exec", "heap,heap-exec"] {
-        let before = Present::now();
-        let lsm = Lsm::start(&format!(
-            "--pid {} --no-children --rule {rules}",
-            target.pid
-        ));
-        let present = Present::now().without(&before);
-        assert_eq!(present.programs, ["file_mprotect"], "{rules}");
-        assert_eq!(present.attached, ["file_mprotect"], "{rules}");
-        lsm.end();
-    }
+    loads_alone("file_mprotect", &["heap", "heap-exec", "heap,heap-exec"]);
 }
 
 fn so_memory_that_is_mapped_executable_is_out_of_scope() {

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use libtest_mimic::Trial;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -26,6 +27,25 @@ pub fn heavy(full: usize) -> usize {
         Err(_) => 10,
     };
     (full * percent / 100).max(1)
+}
+
+/// The tests, of which those are ignored that are named by a part of their name and cannot run here.
+pub fn ignoring(tests: Vec<Trial>, missing: &[(bool, &str)]) -> Vec<Trial> {
+    for (_, what) in missing {
+        let known = tests.iter().any(|test| test.name().contains(what));
+        assert!(known, "no test is named {what:?}");
+    }
+    let ignored = |test: &Trial| {
+        let mut missing = missing.iter();
+        missing.any(|(missing, what)| *missing && test.name().contains(what))
+    };
+    let tests = tests.into_iter();
+    tests
+        .map(|test| {
+            let ignored = ignored(&test);
+            test.with_ignored_flag(ignored)
+        })
+        .collect()
 }
 
 /// Asks until there is an answer, or gives up after the deadline.

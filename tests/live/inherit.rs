@@ -11,7 +11,7 @@ use crate::agent::Agent;
 use crate::bpf::Loaded;
 use crate::cgroups::Cgroup;
 use crate::helpers::{
-    Lsm, accepts, children, eventually, kernel_is, pid, refuses, status_field, threads,
+    Lsm, accepts, children, eventually, ignoring, kernel_is, pid, refuses, status_field, threads,
 };
 
 tests!(
@@ -44,14 +44,7 @@ tests!(
 
 /// Memory for a mark never runs out before 6.4, where a limit is no limit for it.
 pub fn trials() -> Vec<Trial> {
-    let runs_out = kernel_is(6, 4);
-    tests()
-        .into_iter()
-        .map(|test| {
-            let here = runs_out || !test.name().contains("cannot_be_marked");
-            test.with_ignored_flag(!here)
-        })
-        .collect()
+    ignoring(tests(), &[(!kernel_is(6, 4), "cannot_be_marked")])
 }
 
 /// A child made as `command` says can be lowered and not raised, until the guard ends.

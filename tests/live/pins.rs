@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
@@ -326,58 +327,36 @@ fn a_crash_half_way_is_named_and_released() {
             .refused_to_start()
             .says("left half-way by a crash")
             .says("lsm-nice release web");
-        let replace = Lsm::run("--pin web --replace");
-        if call == PIN {
-            replace
-                .refused_to_start()
-                .says("there is only what a crash has left");
-        } else {
-            // all of it was there but the name
-            replace.exited(0);
-            assert_eq!(left(), ["web"]);
-            refuses(target.pid, -1);
-        }
+        Lsm::run("--pin web --replace")
+            .refused_to_start()
+            .says("there is only what a crash has left");
         Lsm::run("release web").exited(0);
         assert!(left().is_empty(), "{:?}", left());
         soon_accepts(target.pid, -1);
         accepts(target.pid, 0);
     }
-    // a replace, before its first rename
+    // a replace, before the two are exchanged, and after
     let web = Name::pin("web", &format!("--pid {}", target.pid));
-    for call in [PIN, RENAME] {
+    for (call, exchanged) in [(PIN, false), (RENAME, false), (RENAME, true)] {
         run_without(call, Fate::Killed, "--pin web --replace -n 5");
-        refuses(target.pid, -1);
         assert_eq!(left(), ["web", "web+new"]);
-        let row = web.status();
-        assert_eq!(row["problem"], "a crash has left parts of it");
-        assert_eq!(row["floor"], 0);
-        // which another one clears
-        web.replace("-n 5");
-        assert_eq!(left(), ["web"]);
-        refuses(target.pid, 4);
-        assert_eq!(web.status()["problem"], Value::Null);
-        web.replace("");
-    }
-    // between its renames, and after them
-    for moves in [
-        &[("web", "web+old")][..],
-        &[("web", "web+old"), ("web+new", "web")],
-    ] {
-        run_without(RENAME, Fate::Killed, "--pin web --replace -n 5");
-        for (from, to) in moves {
-            fs::rename(format!("{DIR}/{from}"), format!("{DIR}/{to}")).expect("pins");
+        if exchanged {
+            let [web, new] = ["web", "web+new"].map(|name| format!("{DIR}/{name}"));
+            renameat_with(CWD, &web, CWD, &new, RenameFlags::EXCHANGE).expect("pins");
+            refuses(target.pid, 4);
         }
-        refuses(target.pid, 4);
+        refuses(target.pid, -1);
         let row = web.status();
         assert_eq!(row["problem"], "a crash has left parts of it");
-        let named = moves.len() == 2;
-        assert_eq!(row["floor"], if named { 5 } else { 0 });
+        assert_eq!(row["floor"], if exchanged { 5 } else { 0 });
+        // which another one clears
         web.replace("-n 3");
         assert_eq!(left(), ["web"]);
         refuses(target.pid, 2);
         accepts(target.pid, 4);
-        accepts(target.pid, 10);
+        assert_eq!(web.status()["problem"], Value::Null);
         web.replace("");
+        accepts(target.pid, 0);
     }
     run_without(RENAME, Fate::Killed, "--pin web --replace");
     web.release();
@@ -763,6 +742,8 @@ fn events_of_a_pinned_guard_are_followed_by_one_reader() {
     refuses(target.pid, -2);
     let both = eventually(|| (follower.stdout().lines().count() == 2).then_some(()));
     assert!(both.is_some(), "{}", follower.stdout());
+    let held = status_field(follower.pid(), "CapEff").expect("capabilities");
+    assert_eq!(held, "0000008000200000", "CAP_BPF and CAP_SYS_ADMIN");
     follower.signal(Signal::USR1);
     assert!(
         eventually(|| follower

@@ -8,7 +8,8 @@ use rustix::process::Signal;
 
 use crate::agent::Agent;
 use crate::helpers::{
-    Lsm, Report, child_of, eventually, has_task_storage, pid, refuses, run, status_field, threads,
+    Lsm, Report, child_of, eventually, has_task_storage, ignoring, pid, refuses, run, status_field,
+    threads,
 };
 
 tests!(
@@ -22,11 +23,14 @@ tests!(
 
 /// What needs marks is ignored where the kernel has none.
 pub fn trials() -> Vec<Trial> {
-    let first_alone = |(index, test): (usize, Trial)| {
-        let needs_marks = (1..5).contains(&index);
-        test.with_ignored_flag(needs_marks && !has_task_storage())
-    };
-    tests().into_iter().enumerate().map(first_alone).collect()
+    let needs_marks = [
+        "with_marks",
+        "cap_sys_admin",
+        "a_command_can",
+        "command_has",
+    ];
+    let missing = needs_marks.map(|what| (!has_task_storage(), what));
+    ignoring(tests(), &missing)
 }
 
 const CAP_KILL: u64 = 1 << 5; // linux/capability.h

@@ -13,7 +13,7 @@ use crate::agent::Agent;
 use crate::bpf::Present;
 use crate::cgroups::Cgroup;
 use crate::helpers::{
-    Lsm, Report, accepts, descendants, has_task_storage, nice_of, refuses, renice, run,
+    Lsm, Report, accepts, descendants, has_task_storage, ignoring, nice_of, refuses, renice, run,
     status_field,
 };
 use crate::sys::{
@@ -66,13 +66,7 @@ pub fn trials() -> Vec<Trial> {
         (!cpuset, "a_move_to_another_cpuset_passes"),
         (!has_task_storage(), "stress_ng_gets_no_class_above_other"),
     ];
-    tests()
-        .into_iter()
-        .map(|test| {
-            let not_here = missing.contains(&(true, test.name()));
-            test.with_ignored_flag(not_here)
-        })
-        .collect()
+    ignoring(tests(), &missing)
 }
 
 const ALL: &str = "--rule nice,sched,io";

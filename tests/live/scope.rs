@@ -14,7 +14,7 @@ use rustix::thread::gettid;
 use crate::agent::Agent;
 use crate::cgroups::Cgroup;
 use crate::doors::with_session;
-use crate::helpers::{Lsm, eventually, kernel_is, refuses};
+use crate::helpers::{Lsm, eventually, ignoring, kernel_is, refuses};
 use crate::sys::{
     Attr, EXT, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY, FLAG_UTIL_CLAMP_MIN, IO_BE, IO_PROCESS,
     IO_RT, Native, OTHER, Outside, Within, allowed, autogroup, autogroup_file, effective_priority,
@@ -50,15 +50,7 @@ pub fn trials() -> Vec<Trial> {
         // 7.3 does not show what is lent in /proc/PID/stat
         (kernel_is(7, 0), "priority_inheritance"),
     ];
-    tests()
-        .into_iter()
-        .map(|test| {
-            let not_here = missing
-                .iter()
-                .any(|(missing, what)| *missing && test.name().contains(what));
-            test.with_ignored_flag(not_here)
-        })
-        .collect()
+    ignoring(tests(), &missing)
 }
 
 fn guard(pid: i32) -> Lsm {

@@ -11,10 +11,12 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::bpf::Present;
+use crate::bpf::loads_alone;
 use crate::cgroups::Cgroup;
 use crate::events::events;
-use crate::helpers::{Counts, Lsm, Report, eventually, has_task_storage, kernel_is, refuses};
+use crate::helpers::{
+    Counts, Lsm, Report, eventually, has_task_storage, ignoring, kernel_is, refuses,
+};
 use crate::sys::{LOW, Within};
 use crate::writes::has_uring;
 
@@ -54,13 +56,7 @@ pub fn trials() -> Vec<Trial> {
             "io_uring_makes_no_socket_for_a_guarded_process",
         ),
     ];
-    tests()
-        .into_iter()
-        .map(|test| {
-            let not_here = missing.contains(&(true, test.name()));
-            test.with_ignored_flag(not_here)
-        })
-        .collect()
+    ignoring(tests(), &missing)
 }
 
 const UNIX: i32 = libc::AF_UNIX;
@@ -414,18 +410,7 @@ fn both_rules_and_those_of_priority_hold_for_sockets_too() {
 }
 
 fn only_the_program_on_sockets_is_loaded() {
-    let target = Agent::start();
-    for rules in ["socket", "inet", "socket,inet"] {
-        let before = Present::now();
-        let lsm = Lsm::start(&format!(
-            "--pid {} --no-children --rule {rules}",
-            target.pid
-        ));
-        let present = Present::now().without(&before);
-        assert_eq!(present.programs, ["socket_create"], "{rules}");
-        assert_eq!(present.attached, ["socket_create"], "{rules}");
-        lsm.end();
-    }
+    loads_alone("socket_create", &["socket", "inet", "socket,inet"]);
 }
 
 fn command(rule: &str, words: &[&str]) -> Report {
