@@ -312,9 +312,9 @@ impl<'a> Pins<'a> {
         // by now the guard that was replaced
         remove(&new)?;
         if let Some(replaced) = &self.replaced
-            && !replaced.ends_within(standing::PATIENCE)?
+            && let Some(holder) = replaced.kept_by()?
         {
-            status!("warning: another process holds the guard that was replaced: both refuse");
+            status!("warning: {holder} holds the guard that was replaced: both refuse");
         }
         Ok(name)
     }

@@ -172,6 +172,25 @@ impl Standing {
         }
     }
 
+    /// Waits for the end of a guard whose pins are gone: who keeps it from that, where somebody does.
+    pub fn kept_by(&self) -> Result<Option<String>> {
+        let (start, mut last) = (Instant::now(), None);
+        while !self.ends_within(Duration::from_secs(1))? {
+            let holder = self.holder();
+            // once may be a look at it, as of status
+            if let Some(pid) = holder
+                && holder == last
+            {
+                return Ok(Some(format!("process {pid}")));
+            }
+            if start.elapsed() > PATIENCE {
+                return Ok(Some("another process".into()));
+            }
+            last = holder;
+        }
+        Ok(None)
+    }
+
     /// Where the guarded cgroup is.
     pub fn cgroup(&self) -> Result<Option<cgroup_place>> {
         match self.config {

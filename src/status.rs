@@ -113,9 +113,25 @@ fn look(name: Option<&str>) -> Result<Option<Vec<Row>>> {
         None => pins::all()?,
     };
     let guards = standing::all()?;
+    // whoever changes pins takes time for it
+    let patience = match lock {
+        Some(_) => Duration::from_secs(1),
+        None => standing::PATIENCE,
+    };
     let mut rows = Vec::new();
     for pinned in &pins {
-        rows.push(pinned_row(pinned, &guards, lock.is_some())?);
+        match pinned_row(pinned, &guards, lock.is_some()) {
+            // what cannot be read may be gone, replaced or released
+            Err(error) => {
+                for guard in pinned.guards(&guards) {
+                    if guard.ends_within(patience)? {
+                        return Ok(None);
+                    }
+                }
+                return Err(error);
+            }
+            Ok(row) => rows.push(row),
+        }
     }
     let is_pinned =
         |pins: &[Pinned], guard: &Standing| pins.iter().any(|pinned| pinned.holds(guard));
@@ -125,7 +141,7 @@ fn look(name: Option<&str>) -> Result<Option<Vec<Row>>> {
     {
         let (holder, row) = (guard.holder(), row(guard));
         if holder.is_none() || row.is_err() {
-            if guard.ends_within(Duration::from_secs(1))? {
+            if guard.ends_within(patience)? {
                 continue;
             }
             if is_pinned(&pins::all()?, guard) {
@@ -404,16 +420,14 @@ pub fn release(name: &str) -> Result<ExitCode> {
     let named = guards.iter().find(|guard| pinned.is_named(guard));
     let state = named.and_then(|guard| Some((guard.config?, guard.state_map().ok()?)));
     pinned.remove(&lock)?;
-    let mut ended = true;
     for guard in &guards {
-        ended &= guard.ends_within(standing::PATIENCE)?;
-    }
-    if !ended {
-        return Err(Failure::new(
-            format!("the guard {name} is not pinned any more, and another process holds it"),
-            "`lsm-nice status` names that process: end it",
-        )
-        .into());
+        if let Some(holder) = guard.kept_by()? {
+            return Err(Failure::new(
+                format!("the guard {name} is not pinned any more, and {holder} holds it"),
+                "end that process",
+            )
+            .into());
+        }
     }
     let counted = state.and_then(|(config, state)| Some((config, state.read().ok()?)));
     match counted {
