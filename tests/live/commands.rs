@@ -297,7 +297,9 @@ fn signals_of_the_terminal_reach_the_command_once() {
         Stdio::from(options.open(&name).expect("a terminal"))
     };
     // Says what it got at once; `wait` is what a trap interrupts.
-    let script = "trap 'echo INT' INT; sleep 1000 & echo ready; while :; do wait; done";
+    // It starts its child with SIGINT ignored, which else may come before the child does that itself.
+    let script =
+        "trap '' INT; sleep 1000 & trap 'echo INT' INT; echo ready; while :; do wait; done";
     let mut lsm = Lsm::launch(&["lsm-nice", "--", "sh", "-c", script], |command| {
         command.stdin(slave());
         // SAFETY: system calls alone.
