@@ -13,22 +13,24 @@ static __always_inline int refuse(u64 *count)
 
 static __always_inline int judge(struct request *request)
 {
-	int ret;
+	struct counters *counters = &state.counters;
+	enum verdict verdict;
+	int ret = 0;
 
 	if (!request->forbidden) {
 		if (!config.allowed || !(request->rule & config.rules))
 			return 0;
-		__sync_fetch_and_add(&state.counters.allowed, 1);
-		report(request, ALLOWED);
-		return 0;
+		verdict = ALLOWED;
+		__sync_fetch_and_add(&counters->allowed, 1);
+	} else if (config.audit) {
+		verdict = AUDITED;
+		__sync_fetch_and_add(&counters->audited, 1);
+	} else {
+		verdict = DENIED;
+		ret = refuse(&counters->denied);
 	}
-	if (config.audit) {
-		__sync_fetch_and_add(&state.counters.audited, 1);
-		report(request, AUDITED);
-		return 0;
-	}
-	ret = refuse(&state.counters.denied);
-	report(request, DENIED);
+	if (config.events)
+		report(request, verdict);
 	return ret;
 }
 
