@@ -58,8 +58,10 @@ lint:
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --test live -- -D warnings
 
+# Builds what `make test` runs beside, as each is linked on one core.
 live: build
-	@exe=$$(cargo test --release --test live --no-run --message-format=json-render-diagnostics | \
+	@exe=$$(cargo test --release --bins --test cli --test install --test live --no-run \
+		--message-format=json-render-diagnostics | \
 		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
 	[ -n "$$exe" ] || { echo "make live: cargo named no executable of the live tests" >&2; exit 1; }; \
 	cp "$$exe" $(LIVE)

@@ -340,10 +340,6 @@ impl Lsm {
         kill_process(pid(self.pid()), signal).expect("lsm-nice, to be signalled");
     }
 
-    pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child").is_some()
-    }
-
     /// Waits for an end that must come.
     #[track_caller]
     pub fn wait(mut self) -> Report {
