@@ -74,6 +74,16 @@ const ANONYMOUS: i64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as i64;
 const TAG: i64 = 1 << 60;
 const ARCH_ENABLE_TAGGED_ADDR: i64 = 0x4002; // asm/prctl.h
 
+/// Starts an agent in a memory of random layout, without which the guest is booted.
+fn as_users_have_it(start: fn() -> Agent) -> Agent {
+    const RANDOMIZE: &str = "/proc/sys/kernel/randomize_va_space";
+    let before = fs::read(RANDOMIZE).expect("a sysctl");
+    fs::write(RANDOMIZE, "2").expect("a sysctl");
+    let agent = start();
+    fs::write(RANDOMIZE, before).expect("a sysctl");
+    agent
+}
+
 /// What an agent is told: `call NUMBER ARG...`, a system call with up to six arguments, and `heap
 /// PROT`, a protection of the last page of its own heap.
 pub fn obey(words: &[&str]) -> Option<i32> {
@@ -113,7 +123,7 @@ const UNUSED: i64 = 8 * PAGE;
 impl Heap {
     fn new() -> Self {
         let mut heap = Self {
-            agent: Agent::start(),
+            agent: as_users_have_it(Agent::start),
             heap: 0..0,
         };
         heap.look();
