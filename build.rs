@@ -28,7 +28,7 @@ fn main() {
         .clang(&clang)
         .clang_args([
             "-Iinclude",
-            "-mcpu=v2",
+            "-mcpu=v3",
             "-Wall",
             "-Wextra",
             "-Wno-unused-parameter",

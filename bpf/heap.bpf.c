@@ -36,6 +36,26 @@ static __always_inline bool ask_range(struct request *request,
 	return start >= vma->vm_start;
 }
 
+static __noinline int judge_mprotect(struct vm_area_struct *vma, u64 prot,
+				     bool forbidden, u64 start, u64 end)
+{
+	struct request request = {
+		.hook = HOOK_FILE_MPROTECT,
+		.rule = config.rules & RULE_HEAP ? RULE_HEAP : RULE_HEAP_EXEC,
+		.forbidden = forbidden,
+		.known = true,
+		.asked = {0, 0, prot},
+	};
+	enum guarded who = guarded_current();
+
+	if (who == UNGUARDED || !ask_range(&request, vma))
+		return 0;
+	if ((u64)request.asked[0] >= end || (u64)request.asked[1] <= start)
+		request.forbidden = false;
+	request.target = (struct task_struct *)bpf_get_current_task();
+	return verdict(who, &request);
+}
+
 /*
  * Called by do_mprotect_pkey() for mprotect(2) and pkey_mprotect(2), once for
  * each mapping of the request from the lowest up, before that is split or
@@ -50,15 +70,9 @@ SEC("lsm/file_mprotect")
 int BPF_PROG(file_mprotect, struct vm_area_struct *vma, unsigned long reqprot,
 	     unsigned long prot, int ret)
 {
-	struct request request = {
-		.hook = HOOK_FILE_MPROTECT,
-		.rule = config.rules & RULE_HEAP ? RULE_HEAP : RULE_HEAP_EXEC,
-		.known = true,
-		.asked = {0, 0, reqprot},
-	};
 	struct mm_struct *mm;
-	enum guarded who;
 	u64 start, end;
+	bool forbidden;
 
 	if (ret)
 		return ret;
@@ -67,15 +81,9 @@ int BPF_PROG(file_mprotect, struct vm_area_struct *vma, unsigned long reqprot,
 		return 0;
 	start = mm->start_brk;
 	end = mm->brk > mm->start_brk ? page_align(mm->brk) : 0;
-	request.forbidden = vma->vm_start < end &&
-			    (config.rules & RULE_HEAP || reqprot & PROT_EXEC);
-	if (is_of_no_interest(request.forbidden))
+	forbidden = vma->vm_start < end &&
+		    (config.rules & RULE_HEAP || reqprot & PROT_EXEC);
+	if (is_of_no_interest(forbidden))
 		return 0;
-	who = guarded_current();
-	if (who == UNGUARDED || !ask_range(&request, vma))
-		return 0;
-	if ((u64)request.asked[0] >= end || (u64)request.asked[1] <= start)
-		request.forbidden = false;
-	request.target = (struct task_struct *)bpf_get_current_task();
-	return verdict(who, &request);
+	return judge_mprotect(vma, reqprot, forbidden, start, end);
 }

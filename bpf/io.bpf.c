@@ -1,5 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 
+static __noinline int judge_io(struct task_struct *p, int ioprio,
+			       bool forbidden)
+{
+	struct request request = {
+		.hook = HOOK_TASK_SETIOPRIO,
+		.call = CALL_IOPRIO_SET,
+		.rule = RULE_IO,
+		.forbidden = forbidden,
+		.known = true,
+		.asked = {ioprio},
+		.target = p,
+	};
+
+	return verdict(guarded(p), &request);
+}
+
 /*
  * Rule io: an I/O priority above the one that the kernel derives from a nice
  * value at the floor (task_nice_ioprio()).
@@ -18,19 +34,9 @@ int BPF_PROG(task_setioprio, struct task_struct *p, int ioprio, int ret)
 			 (class == IOPRIO_CLASS_BE &&
 			  level < (int)((u32)(config.floor + 20) / 5));
 
-	struct request request = {
-		.hook = HOOK_TASK_SETIOPRIO,
-		.call = CALL_IOPRIO_SET,
-		.rule = RULE_IO,
-		.forbidden = forbidden,
-		.known = true,
-		.asked = {ioprio},
-		.target = p,
-	};
-
 	if (ret)
 		return ret;
 	if (is_of_no_interest(forbidden))
 		return 0;
-	return verdict(guarded(p), &request);
+	return judge_io(p, ioprio, forbidden);
 }

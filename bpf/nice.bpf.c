@@ -48,6 +48,35 @@ guarded_autogroup(struct task_struct *writer, struct request *request)
 	return note.who;
 }
 
+static __noinline int judge_nice(struct task_struct *p, int nice)
+{
+	struct request request = {
+		.hook = HOOK_TASK_SETNICE,
+		.call = CALL_SETPRIORITY,
+		.rule = RULE_NICE,
+		.forbidden = nice < config.floor,
+		.known = true,
+		.asked = {nice},
+		.target = p,
+	};
+	enum guarded who = UNGUARDED;
+	bool found = false;
+	enum call call;
+
+	if (p->pid == (int)bpf_get_current_pid_tgid()) {
+		call = current_syscall().call;
+		if (call == CALL_NICE) {
+			request.call = CALL_NICE;
+		} else if (config.autogroup && call != CALL_SETPRIORITY) {
+			who = guarded_autogroup(p, &request);
+			found = true;
+		}
+	}
+	if (!found)
+		who = guarded(p);
+	return verdict(who, &request);
+}
+
 /*
  * Called by set_one_prio() for setpriority(2), once for each process that
  * PRIO_PROCESS, PRIO_PGRP or PRIO_USER names, and by nice(2), with the value
@@ -60,28 +89,9 @@ guarded_autogroup(struct task_struct *writer, struct request *request)
 SEC("lsm/task_setnice")
 int BPF_PROG(task_setnice, struct task_struct *p, int nice, int ret)
 {
-	struct request request = {
-		.hook = HOOK_TASK_SETNICE,
-		.call = CALL_SETPRIORITY,
-		.rule = RULE_NICE,
-		.forbidden = nice < config.floor,
-		.known = true,
-		.asked = {nice},
-		.target = p,
-	};
-	enum call call;
-
 	if (ret)
 		return ret;
-	if (is_of_no_interest(request.forbidden))
+	if (is_of_no_interest(nice < config.floor))
 		return 0;
-	if (p->pid == (int)bpf_get_current_pid_tgid()) {
-		call = current_syscall().call;
-		if (call == CALL_NICE)
-			request.call = CALL_NICE;
-		else if (config.autogroup && call != CALL_SETPRIORITY)
-			return verdict(guarded_autogroup(p, &request),
-				       &request);
-	}
-	return verdict(guarded(p), &request);
+	return judge_nice(p, nice);
 }

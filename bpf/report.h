@@ -31,8 +31,13 @@ static __always_inline int own_nr(struct pid *pid)
 
 static __always_inline void name(struct named *named, struct task_struct *p)
 {
-	named->pid = own_nr(BPF_CORE_READ(p, group_leader, thread_pid));
-	named->tid = own_nr(BPF_CORE_READ(p, thread_pid));
+	if (state.pidns_level) {
+		named->pid = own_nr(BPF_CORE_READ(p, group_leader, thread_pid));
+		named->tid = own_nr(BPF_CORE_READ(p, thread_pid));
+	} else {
+		named->pid = BPF_CORE_READ(p, tgid);
+		named->tid = BPF_CORE_READ(p, pid);
+	}
 	bpf_core_read_str(named->comm, sizeof(named->comm), &p->comm);
 }
 

@@ -21,6 +21,25 @@ static __always_inline bool is_inet(int family)
 	return false;
 }
 
+static __noinline int judge_socket(int family, int type, int protocol,
+				   bool forbidden)
+{
+	struct request request = {
+		.hook = HOOK_SOCKET_CREATE,
+		.rule = config.rules & RULE_SOCKET ? RULE_SOCKET : RULE_INET,
+		.forbidden = forbidden,
+		.known = true,
+		.asked = {family, type, protocol},
+	};
+	enum guarded who = guarded_current();
+
+	if (who == UNGUARDED)
+		return 0;
+	request.call = current_syscall().call;
+	request.target = (struct task_struct *)bpf_get_current_task();
+	return verdict(who, &request);
+}
+
 /*
  * Called by __sock_create() for socket(2), socketpair(2) (once for each end)
  * and their like in io_uring, by the task that asks or a thread of its process,
@@ -31,23 +50,12 @@ SEC("lsm/socket_create")
 int BPF_PROG(socket_create, int family, int type, int protocol, int kern,
 	     int ret)
 {
-	struct request request = {
-		.hook = HOOK_SOCKET_CREATE,
-		.rule = config.rules & RULE_SOCKET ? RULE_SOCKET : RULE_INET,
-		.forbidden = config.rules & RULE_SOCKET || is_inet(family),
-		.known = true,
-		.asked = {family, type, protocol},
-	};
-	enum guarded who;
+	bool forbidden;
 
 	if (ret)
 		return ret;
-	if (kern || is_of_no_interest(request.forbidden))
+	forbidden = config.rules & RULE_SOCKET || is_inet(family);
+	if (kern || is_of_no_interest(forbidden))
 		return 0;
-	who = guarded_current();
-	if (who == UNGUARDED)
-		return 0;
-	request.call = current_syscall().call;
-	request.target = (struct task_struct *)bpf_get_current_task();
-	return verdict(who, &request);
+	return judge_socket(family, type, protocol, forbidden);
 }
