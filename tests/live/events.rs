@@ -481,6 +481,10 @@ fn a_caller_in_a_container_beside_has_no_pid() {
     // as deep as that of lsm-nice, and with a /proc in which lsm-nice is to be seen
     let mut beside = Agent::forked_by(&["unshare", "--pid", "--fork"]);
     let (lsm, itself) = contained();
+    // as Undisturbed
+    Outside
+        .setscheduler(Native, beside.pid, FIFO.into(), 1)
+        .expect("a class");
     let who = unseen(caller(agent(&beside), 0, &live()));
     let mut event = denied(&itself, &who, -10);
     event["call"] = "autogroup".into();

@@ -19,8 +19,8 @@ use crate::helpers::{
 use crate::sys::{
     Attr, BATCH, Call, Caller, Compat, DEADLINE, EXT, FIFO, FLAG_KEEP_PARAMS, FLAG_KEEP_POLICY,
     FLAG_RESET_ON_FORK, IDLE, IO_BE, IO_IDLE, IO_NONE, IO_PGRP, IO_PROCESS, IO_RT, IO_USER, Native,
-    OTHER, Outside, RESET_ON_FORK, RR, Within, X32, allowed, has_policy, io, refused, state,
-    try_state,
+    OTHER, Outside, RESET_ON_FORK, RR, Within, X32, allowed, has_policy, io, refused, repeated,
+    state, try_state,
 };
 
 tests!(
@@ -540,11 +540,11 @@ fn a_process_that_is_at_real_time_io_already_is_named() {
 
 /// What the rules refuse, one after another: nice, FIFO, and real-time I/O.
 fn passes(pid: i32) -> [bool; 3] {
-    let setattr = |attr: &Attr| Outside.setattr(Native, pid, attr);
+    let setattr = |attr: &Attr| repeated(|| Outside.setattr(Native, pid, attr));
     let nice = [
         crate::helpers::set_nice(pid, -5),
         setattr(&Attr::nice(OTHER, -5)),
-        Outside.write("write", &crate::sys::autogroup_file(pid), "-5"),
+        repeated(|| Outside.write("write", &crate::sys::autogroup_file(pid), "-5")),
     ];
     let sched = [
         Outside.setscheduler(Native, pid, FIFO.into(), 1),

@@ -361,16 +361,22 @@ pub fn refused(tid: i32, what: &str, attempt: impl FnOnce() -> Result<(), Errno>
     );
 }
 
-/// A call that passes. One of sched_setattr(2) on a guarded process is refused, rarely, where its
-/// caller was preempted in it.
-#[track_caller]
-pub fn allowed(tid: i32, what: &str, mut attempt: impl FnMut() -> Result<(), Errno>) -> State {
+/// A call that is asked again where it was EPERM. One of sched_setattr(2) on a guarded process, or
+/// one that writes to an autogroup, is, rarely, where its caller was preempted in it.
+pub fn repeated(mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     let mut result = attempt();
     for _ in 0..10 {
         if result == Err(Errno::PERM) {
             result = attempt();
         }
     }
+    result
+}
+
+/// A call that passes.
+#[track_caller]
+pub fn allowed(tid: i32, what: &str, attempt: impl FnMut() -> Result<(), Errno>) -> State {
+    let result = repeated(attempt);
     assert_eq!(result, Ok(()), "{what}; the task is at {:?}", state(tid));
     state(tid)
 }
