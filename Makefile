@@ -23,11 +23,11 @@ UNIT := lib/systemd/system/lsm-nice@.service
 SHARE := $(wildcard share/*/*/*)
 DOCS := README.md CHANGELOG.md $(wildcard LICENSES/*)
 CARGO_DEB := $(or $(shell command -v cargo-deb),$(TARGET)/tools/bin/cargo-deb)
-C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h)
+C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h benches/*.c benches/peers/*.c)
 
 # The recipes share the build and the installation of packages.
 .NOTPARALLEL:
-.PHONY: help setup build run lint live test test-kernels test-heavy install uninstall deb test-deb docs fmt clean
+.PHONY: help setup build run lint live test test-kernels test-heavy bench bench-check install uninstall deb test-deb docs fmt clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -75,6 +75,18 @@ test-kernels: setup live ## the live tests on every kernel of KERNELS, and witho
 
 test-heavy: setup live ## the live tests on 6.12 with the full counts
 	@LIVE_HEAVY=100 SHARDS=1 TIMEOUT=7200 tests/kernels $(BIN) $(LIVE) 6.12
+
+# What `make bench` measures with, and its results, which stand in docs/.
+BENCH = $$(cargo bench --bench bench --no-run --message-format=json-render-diagnostics | \
+	sed -n 's/.*"name":"bench".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+
+bench: setup build ## measure what lsm-nice costs, on 6.12 and the newest kernel; writes docs/bench
+	benches/run $(BIN) "$(BENCH)" docs/bench 6.12 newest
+	cargo bench --bench plot -- draw docs/bench
+
+bench-check: setup build ## compare what calls cost on 6.12 with docs/bench: 5 % worse fails
+	benches/run quick $(BIN) "$(BENCH)" $(TARGET)/bench/now 6.12
+	cargo bench --bench plot -- compare docs/bench/6.12.json $(TARGET)/bench/now/6.12.json
 
 install: ## install what `make build` has built; PREFIX=/usr/local, DESTDIR=
 	@[ -f $(BIN) ] || { echo "make install: there is no $(BIN): make build" >&2; exit 1; }
