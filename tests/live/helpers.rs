@@ -18,7 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, getpriority_process, kill_process, setpriority_process};
 
 /// How long anything may take. An emulated machine is slow, and its host may be busy.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How many rounds a test makes that makes `full` of them where it has the time.
 pub fn heavy(full: usize) -> usize {

@@ -993,10 +993,14 @@ fn replaces_under_a_hammer_let_nothing_through() {
         }
     };
     let replaces = heavy(100);
+    // Between two blows: who wakes up preempts the replace wherever it is, and who never sleeps
+    // leaves it a quarter of one CPU.
+    let pause = || thread::sleep(Duration::from_millis(1));
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
                 victims.into_iter().for_each(attempt);
+                pause();
             }
         });
         scope.spawn(|| {
@@ -1015,6 +1019,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
                     "{report}"
                 );
                 asked.fetch_add(1, Relaxed);
+                pause();
             }
         });
         let (stop, children, attempt) = (&stop, &children, &attempt);
@@ -1024,6 +1029,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
                 children.fetch_add(1, Relaxed);
                 attempt(child);
                 let _ = rustix::process::kill_process(pid(child), Signal::KILL);
+                pause();
             }
         });
         let result = std::panic::catch_unwind(|| {
