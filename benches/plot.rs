@@ -299,10 +299,14 @@ fn compare(base: &Path, new: &Path) -> Result<ExitCode, Error> {
             );
         }
     }
+    let expected = base.of("call").count();
     println!(
         "{seen} figures on Linux {}, {worse} worse by more than 5 %",
         new.kernel()
     );
+    if seen != expected {
+        return Err(format!("{seen} figures, and the baseline has {expected}").into());
+    }
     Ok(if worse == 0 && seen > 0 {
         ExitCode::SUCCESS
     } else {

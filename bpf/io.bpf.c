@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+/*
+ * Rule io: an I/O priority above the one that the kernel derives from a nice
+ * value at the floor (task_nice_ioprio()).
+ */
 
 static __noinline int judge_io(struct task_struct *p, int ioprio,
 			       bool forbidden)
@@ -17,9 +21,6 @@ static __noinline int judge_io(struct task_struct *p, int ioprio,
 }
 
 /*
- * Rule io: an I/O priority above the one that the kernel derives from a nice
- * value at the floor (task_nice_ioprio()).
- *
  * Called by set_task_ioprio() for ioprio_set(2), once for each task that
  * IOPRIO_WHO_PROCESS, PGRP or USER names; the call stops at the first refusal.
  * A class of none derives the priority from the nice value, and is allowed. The

@@ -59,20 +59,16 @@ static __noinline int judge_nice(struct task_struct *p, int nice)
 		.asked = {nice},
 		.target = p,
 	};
-	enum guarded who = UNGUARDED;
-	bool found = false;
-	enum call call;
+	enum call call = CALL_SETPRIORITY;
+	enum guarded who;
 
-	if (p->pid == (int)bpf_get_current_pid_tgid()) {
+	if (p->pid == (int)bpf_get_current_pid_tgid())
 		call = current_syscall().call;
-		if (call == CALL_NICE) {
-			request.call = CALL_NICE;
-		} else if (config.autogroup && call != CALL_SETPRIORITY) {
-			who = guarded_autogroup(p, &request);
-			found = true;
-		}
-	}
-	if (!found)
+	if (call == CALL_NICE)
+		request.call = CALL_NICE;
+	if (config.autogroup && call != CALL_NICE && call != CALL_SETPRIORITY)
+		who = guarded_autogroup(p, &request);
+	else
 		who = guarded(p);
 	return verdict(who, &request);
 }
