@@ -70,16 +70,19 @@ static __always_inline bool mark(struct task_struct *p, struct mark *mark)
 				    BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 
+static __always_inline enum guarded marked_late_as(struct task_key *key)
+{
+	enum guarded *late = bpf_map_lookup_elem(&marked_late, key);
+
+	return late ? *late : UNGUARDED;
+}
+
 static __always_inline enum guarded guarded_by(struct mark *mark)
 {
-	enum guarded *late;
-
 	if (!mark)
 		return UNGUARDED;
-	if (mark->guarded != PENDING)
-		return mark->guarded;
-	late = bpf_map_lookup_elem(&marked_late, &mark->creator);
-	return late ? *late : UNGUARDED;
+	return mark->guarded == PENDING ? marked_late_as(&mark->creator) :
+					  mark->guarded;
 }
 
 /* Marks a task that is there already. The child of the trial is not in fork. */
@@ -109,11 +112,24 @@ static __always_inline bool is_new(struct task_struct *p)
 	return p->state & TASK_NEW;
 }
 
-static __always_inline bool is_process(struct task_struct *p,
-				       const volatile struct process *process)
+/* Without marks: which of the two that state names has this tgid. */
+static __always_inline enum guarded named_by(int tgid, u64 *start)
 {
-	return p->tgid == process->tgid &&
-	       p->group_leader->start_boottime == process->start;
+	if (config.pid && tgid == state.target.tgid) {
+		*start = state.target.start;
+		return GUARDED;
+	}
+	*start = state.trial.start;
+	return tgid == state.trial.tgid ? TRIAL : UNGUARDED;
+}
+
+/* Decides by the tgid alone for most of those that nobody guards. */
+static __always_inline bool is_another(struct task_struct *p)
+{
+	u64 start;
+
+	return !config.marks && !config.cgroup &&
+	       named_by(p->tgid, &start) == UNGUARDED;
 }
 
 static __always_inline bool in_cgroup(struct task_struct *p)
@@ -138,17 +154,27 @@ static __always_inline bool in_cgroup(struct task_struct *p)
 
 /*
  * What a new task inherits, where it is not to be seen on the task itself yet:
- * its creator was marked after it was made, or it has not been put into its
- * cgroup. The creator is the leader of a new thread, and mostly the parent of a
- * new process.
+ * it was beyond task_alloc before that was attached, and its creator has been
+ * marked since. The creator is the leader of a new thread, and mostly the
+ * parent of a new process. Found without a typed pointer: from 6.2 on each one
+ * that is followed makes the verifier search all of BTF, three times.
  */
-static __always_inline struct mark *mark_to_come(struct task_struct *p)
+static __always_inline enum guarded mark_to_come(struct task_struct *p)
 {
-	if (p->pid != p->tgid)
-		return mark_of(p->group_leader);
-	return config.children ? mark_of(p->real_parent) : NULL;
+	struct task_struct *creator = BPF_CORE_READ(p, group_leader);
+	struct task_key key = {.round = config.round};
+
+	if (p->pid == p->tgid) {
+		if (!config.children)
+			return UNGUARDED;
+		creator = BPF_CORE_READ(p, real_parent);
+	}
+	key.start = BPF_CORE_READ(creator, start_boottime);
+	key.pid = BPF_CORE_READ(creator, pid);
+	return marked_late_as(&key);
 }
 
+/* The same for a task that has not been put into its cgroup. */
 static __always_inline bool cgroup_to_come(struct task_struct *p)
 {
 	return in_cgroup(p->pid != p->tgid ? p->group_leader : p->real_parent);
@@ -158,18 +184,18 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 {
 	enum guarded who;
 	struct mark *mark;
+	u64 start;
 
-	if (config.target.tgid && is_process(p, &config.target))
-		return GUARDED;
 	if (config.marks) {
 		mark = mark_of(p);
-		if (!mark && is_new(p))
-			mark = mark_to_come(p);
-		who = guarded_by(mark);
+		who = !mark && is_new(p) ? mark_to_come(p) : guarded_by(mark);
 		if (who != UNGUARDED)
 			return who;
-	} else if (is_process(p, &state.trial)) {
-		return TRIAL;
+	} else {
+		who = named_by(p->tgid, &start);
+		if (who != UNGUARDED &&
+		    p->group_leader->start_boottime == start)
+			return who;
 	}
 	if (config.cgroup && (in_cgroup(p) || (is_new(p) && cgroup_to_come(p))))
 		return GUARDED;
@@ -180,21 +206,18 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 static __always_inline enum guarded guarded_current(void)
 {
 	struct task_struct *p;
+	enum guarded who;
 	u64 start;
-	int tgid;
 
 	if (bpf_core_enum_value_exists(enum bpf_func_id,
 				       BPF_FUNC_get_current_task_btf))
 		return guarded(bpf_get_current_task_btf());
 	/* before 5.11, where there are no marks */
-	tgid = bpf_get_current_pid_tgid() >> 32;
-	if (tgid != config.target.tgid && tgid != state.trial.tgid)
+	who = named_by(bpf_get_current_pid_tgid() >> 32, &start);
+	if (who == UNGUARDED)
 		return UNGUARDED;
 	p = (struct task_struct *)bpf_get_current_task();
-	start = BPF_CORE_READ(p, group_leader, start_boottime);
-	if (tgid == config.target.tgid && start == config.target.start)
-		return GUARDED;
-	if (tgid == state.trial.tgid && start == state.trial.start)
-		return TRIAL;
-	return UNGUARDED;
+	return BPF_CORE_READ(p, group_leader, start_boottime) == start ?
+		       who :
+		       UNGUARDED;
 }

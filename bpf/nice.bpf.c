@@ -31,8 +31,8 @@ int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
  * The autogroup of a guarded process is guarded, and so is the own autogroup of
  * a guarded @writer, whichever process of it is named.
  */
-static __always_inline enum guarded
-guarded_autogroup(struct task_struct *writer, struct request *request)
+static __always_inline enum guarded guarded_autogroup(enum guarded writer,
+						      struct request *request)
 {
 	struct note note = {};
 
@@ -43,9 +43,7 @@ guarded_autogroup(struct task_struct *writer, struct request *request)
 								 GUARDED;
 	/* what is written to holds the task */
 	request->target = (struct task_struct *)note.target;
-	if (note.who == UNGUARDED && note.own)
-		return guarded(writer);
-	return note.who;
+	return note.who == UNGUARDED && note.own ? writer : note.who;
 }
 
 static __noinline int judge_nice(struct task_struct *p, int nice)
@@ -59,17 +57,15 @@ static __noinline int judge_nice(struct task_struct *p, int nice)
 		.asked = {nice},
 		.target = p,
 	};
+	enum guarded who = guarded(p);
 	enum call call = CALL_SETPRIORITY;
-	enum guarded who;
 
 	if (p->pid == (int)bpf_get_current_pid_tgid())
 		call = current_syscall().call;
 	if (call == CALL_NICE)
 		request.call = CALL_NICE;
 	if (config.autogroup && call != CALL_NICE && call != CALL_SETPRIORITY)
-		who = guarded_autogroup(p, &request);
-	else
-		who = guarded(p);
+		who = guarded_autogroup(who, &request);
 	return verdict(who, &request);
 }
 

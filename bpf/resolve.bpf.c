@@ -26,17 +26,19 @@ int BPF_PROG(resolve, struct task_struct *p, int ret)
 	struct upid upid = {};
 	struct pid *pid;
 	u32 level;
+	u64 start;
 
 	if (ret)
 		return ret;
 	if (!asked_by_lsm_nice())
 		return 0;
+	start = p->group_leader->start_boottime;
 	/* the child of the trial may have a mark of the guard to be replaced */
 	if (config.marks && state.mark_as &&
 	    (state.mark_as == TRIAL || guarded_by(mark_of(p)) == UNGUARDED) &&
 	    !mark_late(p, state.mark_as))
 		return -ENOMEM;
-	state.resolved.start = p->group_leader->start_boottime;
+	state.resolved.start = start;
 	state.resolved.tgid = p->tgid;
 	if (config.events) {
 		caller = (struct task_struct *)bpf_get_current_task();

@@ -15,7 +15,7 @@ int BPF_PROG(note_setscheduler, struct task_struct *p,
 {
 	struct note *note;
 
-	if (!user)
+	if (!user || is_another(p))
 		return 0;
 	note = new_note(NOTED_SETSCHEDULER);
 	if (!note)
@@ -155,10 +155,11 @@ int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 
 	if (ret)
 		return ret;
-	ask(&request, p);
-	if (is_of_no_interest(request.forbidden))
-		return 0;
+	/* before the request, which takes longer to find out */
 	who = guarded(p);
+	if (who == UNGUARDED)
+		return 0;
+	ask(&request, p);
 	if (config.events && who == GUARDED && request.rule == RULE_SCHED &&
 	    request.asked[1] < 0)
 		request.asked[1] = noted_priority(p);

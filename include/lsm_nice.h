@@ -113,12 +113,16 @@ _Static_assert(sizeof(struct event) == 184 &&
 struct config {
 	u8 made_by[32];
 
-	struct process target; /* the one process of the plain case */
-
 	/* lsm-nice itself, which may ask resolve.bpf.c */
 	u64 pidns_dev;
 	u64 pidns_ino;
 	u32 asker;
+
+	/*
+	 * The one process of the plain case, state.target, by its PID in that
+	 * namespace; or 0.
+	 */
+	int pid;
 
 	/*
 	 * Another number for each start: who is PENDING since the start of a
@@ -163,9 +167,11 @@ struct counters {
 /* What changes while the programs are attached. */
 struct state {
 	struct counters counters;
-	struct cgroup_place cgroup;
 
-	struct process trial; /* the child, while it is tried on */
+	struct process target; /* with config.pid, */
+	struct cgroup_place cgroup; /* with config.cgroup */
+
+	struct process trial; /* the child, while it is tried on, */
 	u64 trial_seen; /* its calls that reached a hook, */
 	u64 trial_denied; /* and those refused */
 

@@ -20,13 +20,13 @@ use rustix::mount::{
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
+use crate::btf::VMLINUX;
 use crate::guard::{self, Guard, NOTE, Reports, Request};
 use crate::output::{Failure, status};
 use crate::rules::{self, Door, RULES, RuleDoor};
 
 const SECURITYFS: &str = "/sys/kernel/security";
 const SECURITYFS_MAGIC: u64 = 0x7363_6673; // linux/magic.h
-const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The function behind the hook: LSM programs are attached to it.
 const HOOK: &str = "bpf_lsm_task_setnice";
 /// The inode of /proc/PID/ns/user in the initial user namespace (PROC_USER_INIT_INO).
@@ -403,10 +403,10 @@ fn compiled_in() -> Finding {
 }
 
 fn btf() -> Finding {
-    match fs::metadata(BTF) {
-        Ok(_) => Ok(BTF.into()),
+    match fs::metadata(VMLINUX) {
+        Ok(_) => Ok(VMLINUX.into()),
         Err(error) => Err(Failure::new(
-            format!("the kernel does not describe its types: {BTF}: {error}"),
+            format!("the kernel does not describe its types: {VMLINUX}: {error}"),
             "boot a kernel that has CONFIG_DEBUG_INFO_BTF=y, with /sys mounted",
         )),
     }

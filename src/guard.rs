@@ -2,6 +2,7 @@
 //! The guard in the kernel: loaded, attached, proven, and ended.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,13 +15,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
-    ErrorKind, Iter, Link, MapCore, MapFlags, OpenObject, ProgramMut, RingBuffer,
+    AsRawLibbpf, ErrorKind, Iter, Link, MapCore, MapFlags, OpenObject, ProgramMut, RingBuffer,
     RingBufferBuilder, libbpf_sys,
 };
 use plain::Plain;
 use rustix::process::{Pid, getpid};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::btf;
 use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
@@ -60,12 +62,12 @@ const _: () = assert!(
 
 /// Who made a guard, and the layout of what others read of it: another number for any change of
 /// config, state, event, walked, the enums in them (lsm_nice.h), or a map that is shared (guarded.h).
-pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 1");
+pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 2");
 // What to think of where one of these fails.
 const _: () = assert!(
     MADE_BY.len() < 32
-        && size_of::<config>() == 112
-        && size_of::<state>() == 192
+        && size_of::<config>() == 104
+        && size_of::<state>() == 208
         && size_of::<asked>() == 20
         && size_of::<walked>() == 24
 );
@@ -154,6 +156,7 @@ pub struct Guard<'obj> {
     skel: LsmNiceSkel<'obj>,
     links: Vec<(&'static str, Link)>,
     walk: Option<Link>,
+    resolve: Option<Link>,
     clock: Clock,
     pub audit: bool,
 }
@@ -189,20 +192,20 @@ impl<'obj> Guard<'obj> {
             check::ring_buffer()?;
         }
         let mut child = Child::spawn()?;
-        if request.is_plain() {
-            return Self::start_plain(object, request, &mut child);
-        }
-        check::task_storage()?;
-
         let mut programs = request.programs();
-        programs.extend(["resolve", WALK]);
+        programs.push("resolve");
+        if !request.is_plain() {
+            check::task_storage()?;
+            programs.push(WALK);
+        }
         if request.marks() {
             programs.extend(INHERIT);
         }
         if request.cgroup.is_some() {
             programs.push("resolve_cgroup");
         }
-        let mut open = open(object, &programs, request)?;
+        let kernel_types = btf::reduced();
+        let mut open = open(object, &programs, request, kernel_types.as_ref())?;
         let kept_cgroup = request.replaces.map_or(Ok(None), Standing::cgroup)?;
         let config = config_of(&mut open)?;
         config.marks = request.marks().into();
@@ -218,7 +221,15 @@ impl<'obj> Guard<'obj> {
         }
         let mut skel = open.load()?;
 
+        let mut clock = Clock::default();
         let resolve = attach(&skel.progs.resolve)?;
+        if request.is_plain()
+            && let [target] = request.targets
+        {
+            let process = ask(&mut skel, target.pid, &mut clock)?;
+            write(&mut skel, |state| state.target = process)?;
+            name(&skel, &process, &asked_for(target))?;
+        }
         if let Some(place) = kept_cgroup {
             write(&mut skel, |state| state.cgroup = place)?;
         }
@@ -234,13 +245,15 @@ impl<'obj> Guard<'obj> {
             links.extend(attach_all(&mut skel, &INHERIT)?);
         }
         links.extend(attach_all(&mut skel, &request.programs())?);
-        let walk = Some(attach(&skel.progs.walk)?);
-        bind_targets(&skel, WALK);
-        let clock = Clock::default();
+        let walk = (!request.is_plain())
+            .then(|| attach(&skel.progs.walk))
+            .transpose()?;
+        bind_targets(&skel, links.first().map_or(WALK, |(name, _)| name));
         let mut guard = Self {
             skel,
             links,
             walk,
+            resolve: Some(resolve),
             clock,
             audit: request.audit,
         };
@@ -250,57 +263,9 @@ impl<'obj> Guard<'obj> {
         if request.marks() {
             guard.mark(request)?;
         }
-        drop(resolve);
+        // what lsm-nice asks for from here on is no target
+        write(&mut guard.skel, |state| state.mark_as = guarded::UNGUARDED)?;
         guard.try_on(&mut child, process, request)?;
-        Ok(guard)
-    }
-
-    /// The target is in rodata before the load, so the kernel is asked for it by a load of its own.
-    fn start_plain(
-        object: &'obj mut MaybeUninit<OpenObject>,
-        request: &Request<'_>,
-        child: &mut Child,
-    ) -> Result<Self> {
-        let mut clock = Clock::default();
-        let (target, process, asked) = {
-            let mut object = MaybeUninit::uninit();
-            let mut open = open(&mut object, &["resolve"], request)?;
-            open.maps.events.set_autocreate(false)?;
-            open.maps.marks.set_autocreate(false)?;
-            open.maps.marked_late.set_autocreate(false)?;
-            open.maps.targets.set_autocreate(false)?;
-            let mut skel = open.load()?;
-            let _link = attach(&skel.progs.resolve)?;
-            let target = match request.targets.first() {
-                Some(target) => ask(&mut skel, target.pid, &mut clock)?,
-                None => process::default(),
-            };
-            let process = ask(&mut skel, child.pid, &mut clock)?;
-            (target, process, read(&mut skel)?)
-        };
-
-        let mut open = open(object, &request.programs(), request)?;
-        config_of(&mut open)?.target = target;
-        open.maps.marks.set_autocreate(false)?;
-        open.maps.marked_late.set_autocreate(false)?;
-        let mut skel = open.load()?;
-        write(&mut skel, |state| {
-            state.pidns = asked.pidns;
-            state.pidns_level = asked.pidns_level;
-        })?;
-        let links = attach_all(&mut skel, &request.programs())?;
-        if let (Some(named), Some((program, _))) = (request.targets.first(), links.first()) {
-            bind_targets(&skel, program);
-            name(&skel, &target, &asked_for(named))?;
-        }
-        let mut guard = Self {
-            skel,
-            links,
-            walk: None,
-            clock,
-            audit: request.audit,
-        };
-        guard.try_on(child, process, request)?;
         Ok(guard)
     }
 
@@ -407,6 +372,17 @@ impl<'obj> Guard<'obj> {
 
     pub fn counters(&mut self) -> Result<counters> {
         Ok(read(&mut self.skel)?.counters)
+    }
+
+    /// Takes off what a start alone needs. Up to 6.12 the kernel needs 100 ms for it, so this is for
+    /// when the guard is known to stand.
+    pub fn has_started(&mut self) {
+        self.resolve = None;
+        let progs = &self.skel.progs;
+        for prog in [&progs.resolve, &progs.resolve_cgroup] {
+            // SAFETY: a program of the object, of which nobody has the descriptor.
+            unsafe { libbpf_sys::bpf_program__unload(prog.as_libbpf_object().as_ptr()) };
+        }
     }
 
     /// Ends the guard; what it counted and reported can still be read.
@@ -516,8 +492,14 @@ fn open<'obj>(
     object: &'obj mut MaybeUninit<OpenObject>,
     programs: &[&str],
     request: &Request<'_>,
+    kernel_types: Option<&File>,
 ) -> Result<OpenLsmNiceSkel<'obj>> {
-    let mut open = LsmNiceSkelBuilder::default().open(object)?;
+    let mut builder = LsmNiceSkelBuilder::default();
+    if let Some(file) = kernel_types {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        builder.obj_builder.btf_custom_path(path)?;
+    }
+    let mut open = builder.open(object)?;
     for mut prog in open.open_object_mut().progs_mut() {
         let wanted = prog
             .name()
@@ -538,6 +520,12 @@ fn open<'obj>(
     config.round = (boot_time() / 1000) as u32;
     config.links = request.links() as u32;
     config.asker = getpid().as_raw_pid().unsigned_abs();
+    if request.is_plain() {
+        config.pid = request
+            .targets
+            .first()
+            .map_or(0, |target| target.pid.as_raw_pid());
+    }
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
     config.floor = request.floor;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! lsm-nice: a ceiling on a process's priority, enforced by the kernel through BPF LSM.
 
+mod btf;
 mod cgroup;
 mod check;
 mod cli;
@@ -141,6 +142,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
     privilege::keep(needed(&request, command.is_some()))?;
     let watch = Watch::new(&targets, cgroup.as_ref(), command.as_ref(), asked)?;
     say_it_stands(&format!("guarding {names}{ceilings}"));
+    guard.has_started();
     let not_run = command.as_ref().and_then(|command| command.execute().err());
     let ended = match &not_run {
         Some((_, error)) => {

@@ -187,6 +187,8 @@ fn obey(commands: impl BufRead) {
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(-1),
             },
+            // SAFETY: a disposition of the kernel's own.
+            "no-zombies" => errno(unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } as i32),
             "exec" => exec_in_thread(),
             "leave" => leave(),
             _ => doors::obey(&words).unwrap_or_else(|| kin::obey(&words)),

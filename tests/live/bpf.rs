@@ -149,7 +149,7 @@ pub fn loads_alone(program: &str, rules: &[&str]) {
             "--pid {} --no-children --rule {rules}",
             target.pid
         ));
-        let present = Present::now().without(&before);
+        let present = before.added();
         assert_eq!(present.programs, [program], "{rules}");
         assert_eq!(present.attached, [program], "{rules}");
         lsm.end();
@@ -188,8 +188,20 @@ impl Present {
         }
     }
 
-    /// What is here and was not before.
-    pub fn without(&self, before: &Self) -> Added {
+    /// What a guard has added since, when what its start alone needs has been unloaded.
+    pub fn added(&self) -> Added {
+        eventually(|| {
+            let added = Self::now().without(self);
+            let starts = added
+                .programs
+                .iter()
+                .any(|name| name.starts_with("resolve"));
+            (!starts).then_some(added)
+        })
+        .expect("what finds the targets stays loaded")
+    }
+
+    fn without(&self, before: &Self) -> Added {
         let new = |id: &&u32| !before.programs.contains_key(*id);
         let name = |id: &u32| self.programs.get(id).cloned();
         Added {

@@ -931,7 +931,7 @@ fn q_prints_no_event_and_makes_no_ring_buffer() {
     let ring_buffers = |options: &str| {
         let before = Present::now();
         let lsm = Lsm::start(&format!("{options} --pid {}", target.pid));
-        let made = Present::now().without(&before).ring_buffers;
+        let made = before.added().ring_buffers;
         refuses(target.pid, -1);
         let report = lsm.end();
         report.counted(1);

@@ -634,7 +634,7 @@ fn nothing_is_loaded_that_the_rules_do_not_need() {
     ] {
         let before = Present::now();
         let lsm = guard(target.pid, &format!("--no-children --rule {rules}"));
-        let present = Present::now().without(&before);
+        let present = before.added();
         assert_eq!(present.programs, needed, "{rules}");
         assert_eq!(present.attached, needed, "{rules}");
         lsm.end();
