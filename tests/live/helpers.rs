@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, getpriority_process, kill_process, setpriority_process};
@@ -177,9 +177,10 @@ struct Capture(File);
 
 impl Capture {
     fn new() -> Self {
-        Self(File::from(
-            memfd_create("capture", MemfdFlags::CLOEXEC).expect("a memfd"),
-        ))
+        let file = memfd_create("capture", MemfdFlags::CLOEXEC).expect("a memfd");
+        // a memfd does not keep two that write at once from the same place
+        fcntl_setfl(&file, OFlags::APPEND).expect("a memfd");
+        Self(File::from(file))
     }
 
     fn writer(&self) -> File {
