@@ -1075,7 +1075,8 @@ fn whatever_a_kill_interrupts_is_named_and_released() {
         if rng.bool() {
             thread::sleep(most.mul_f32(rng.f32()));
         } else {
-            // while it pins, which it does in no time
+            // while it pins, which it does in no time; to look for that takes it time before
+            thread::sleep(most / 2);
             while left().is_empty() && is_running(maker.spawned()) {
                 thread::sleep(Duration::from_micros(100));
             }
