@@ -297,12 +297,13 @@ impl Printer {
         // fails only for maps with other keys than strings
         let json = serde_json::to_string(&line).unwrap_or_default();
         // JSON takes these as they are, a terminal takes them for commands
-        json.chars()
-            .map(|c| match c {
-                '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
-                c => c.into(),
-            })
-            .collect()
+        json.chars().fold(String::new(), |mut line, c| {
+            match c {
+                '\u{7f}'..='\u{9f}' => line += &format!("\\u{:04x}", u32::from(c)),
+                c => line.push(c),
+            }
+            line
+        })
     }
 }
 

@@ -995,13 +995,13 @@ fn replaces_under_a_hammer_let_nothing_through() {
     };
     let replaces = heavy(100);
     // Between two blows: who wakes up preempts the replace wherever it is, and who never sleeps
-    // leaves it a quarter of one CPU.
-    let pause = || thread::sleep(Duration::from_millis(1));
+    // leaves it a quarter of one CPU. A process to start is a longer blow.
+    let pause = |ms| thread::sleep(Duration::from_millis(ms));
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
                 victims.into_iter().for_each(attempt);
-                pause();
+                pause(1);
             }
         });
         scope.spawn(|| {
@@ -1020,7 +1020,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
                     "{report}"
                 );
                 asked.fetch_add(1, Relaxed);
-                pause();
+                pause(10);
             }
         });
         let (stop, children, attempt) = (&stop, &children, &attempt);
@@ -1030,7 +1030,7 @@ fn replaces_under_a_hammer_let_nothing_through() {
                 children.fetch_add(1, Relaxed);
                 attempt(child);
                 let _ = rustix::process::kill_process(pid(child), Signal::KILL);
-                pause();
+                pause(1);
             }
         });
         let result = std::panic::catch_unwind(|| {
