@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::mem::{MaybeUninit, offset_of, size_of};
+use std::mem::{self, MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
@@ -156,7 +156,8 @@ pub struct Guard<'obj> {
     skel: LsmNiceSkel<'obj>,
     links: Vec<(&'static str, Link)>,
     walk: Option<Link>,
-    resolve: Option<Link>,
+    /// What a start alone needs.
+    finders: Vec<Link>,
     clock: Clock,
     pub audit: bool,
 }
@@ -222,7 +223,7 @@ impl<'obj> Guard<'obj> {
         let mut skel = open.load()?;
 
         let mut clock = Clock::default();
-        let resolve = attach(&skel.progs.resolve)?;
+        let mut finders = vec![attach(&skel.progs.resolve)?];
         if request.is_plain()
             && let [target] = request.targets
         {
@@ -234,7 +235,7 @@ impl<'obj> Guard<'obj> {
             write(&mut skel, |state| state.cgroup = place)?;
         }
         if let Some(cgroup) = request.cgroup {
-            let _link = attach(&skel.progs.resolve_cgroup)?;
+            finders.push(attach(&skel.progs.resolve_cgroup)?);
             let place = ask_cgroup(&mut skel, cgroup)?;
             write(&mut skel, |state| state.cgroup = place)?;
         }
@@ -253,7 +254,7 @@ impl<'obj> Guard<'obj> {
             skel,
             links,
             walk,
-            resolve: Some(resolve),
+            finders,
             clock,
             audit: request.audit,
         };
@@ -374,10 +375,12 @@ impl<'obj> Guard<'obj> {
         Ok(read(&mut self.skel)?.counters)
     }
 
-    /// Takes off what a start alone needs. Up to 6.12 the kernel needs 100 ms for it, so this is for
-    /// when the guard is known to stand.
+    /// Takes off what finds the targets, beside what follows: up to 6.18 the kernel waits 100 ms at
+    /// each.
     pub fn has_started(&mut self) {
-        self.resolve = None;
+        let finders = mem::take(&mut self.finders);
+        // without a thread they are dropped here
+        let _ = thread::Builder::new().spawn(|| drop(finders));
         let progs = &self.skel.progs;
         for prog in [&progs.resolve, &progs.resolve_cgroup] {
             // SAFETY: a program of the object, of which nobody has the descriptor.
