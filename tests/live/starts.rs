@@ -4,6 +4,8 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use libbpf_rs::btf::{Btf, types};
+
 use crate::agent::Agent;
 use crate::bpf::{Foreign, When};
 use crate::helpers::{Lsm, Report, accepts, mount_securityfs, refuses, unmount_securityfs};
@@ -12,6 +14,7 @@ tests!(
     the_status_line_comes_once_and_not_on_stdout,
     notify_socket_is_told_when_the_guard_holds,
     libbpf_is_heard_with_v_alone,
+    libbpf_searches_few_types_for_core,
     a_full_hook_is_named,
     an_ordinary_user_is_told_what_is_missing,
     lost_bpf_capabilities_are_named,
@@ -69,6 +72,24 @@ fn libbpf_is_heard_with_v_alone() {
     Lsm::start(&format!("--pid {}", target.pid))
         .end()
         .never_says("libbpf");
+}
+
+/// It finds the struct that all programs touch in another place than the kernel's BTF has it.
+fn libbpf_searches_few_types_for_core() {
+    let target = Agent::start();
+    let report = Lsm::start(&format!("--pid {} -v", target.pid)).end();
+    let ids: Vec<u32> = report
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_suffix("] struct task_struct in [vmlinux]"))
+        .filter_map(|line| line.split_once("found target candidate [")?.1.parse().ok())
+        .collect();
+    let btf = Btf::from_vmlinux().expect("BTF");
+    let kernels = btf
+        .type_by_name::<types::Struct<'_>>("task_struct")
+        .expect("a struct");
+    assert!(!ids.is_empty(), "{report}");
+    assert!(!ids.contains(&kernels.type_id().into()), "{report}");
 }
 
 fn a_full_hook_is_named() {
