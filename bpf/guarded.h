@@ -5,6 +5,24 @@
  * that runs, as the verifier knows the constants.
  */
 
+/* bpf_get_current_task_btf() is there from 5.11 on, */
+static __always_inline bool has_current_task_btf(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id,
+					  BPF_FUNC_get_current_task_btf);
+}
+
+/* so that before the current task must be read by its address. */
+static __always_inline struct task_struct *current_task(void)
+{
+	if (has_current_task_btf())
+		return bpf_get_current_task_btf();
+	return (struct task_struct *)bpf_get_current_task();
+}
+
+#define READ(p, field) \
+	(has_current_task_btf() ? (p)->field : BPF_CORE_READ(p, field))
+
 /* A task, also when it has exited, as of one start of a guard. */
 struct task_key {
 	u64 start;
@@ -209,10 +227,9 @@ static __always_inline enum guarded guarded_current(void)
 	enum guarded who;
 	u64 start;
 
-	if (bpf_core_enum_value_exists(enum bpf_func_id,
-				       BPF_FUNC_get_current_task_btf))
+	if (has_current_task_btf())
 		return guarded(bpf_get_current_task_btf());
-	/* before 5.11, where there are no marks */
+	/* where there are no marks */
 	who = named_by(bpf_get_current_pid_tgid() >> 32, &start);
 	if (who == UNGUARDED)
 		return UNGUARDED;

@@ -36,24 +36,35 @@ static __always_inline bool ask_range(struct request *request,
 	return start >= vma->vm_start;
 }
 
+/* Most mappings are above the heap, where no request that touches it gets. */
 static __noinline int judge_mprotect(struct vm_area_struct *vma, u64 prot,
-				     bool forbidden, u64 start, u64 end)
+				     bool forbidden)
 {
 	struct request request = {
 		.hook = HOOK_FILE_MPROTECT,
 		.rule = config.rules & RULE_HEAP ? RULE_HEAP : RULE_HEAP_EXEC,
-		.forbidden = forbidden,
 		.known = true,
 		.asked = {0, 0, prot},
 	};
-	enum guarded who = guarded_current();
+	struct mm_struct *mm = vma->vm_mm;
+	enum guarded who;
+	u64 start, brk;
 
+	if (!mm)
+		return 0;
+	brk = mm->brk;
+	forbidden &= vma->vm_start < page_align(brk);
+	if (is_of_no_interest(forbidden))
+		return 0;
+	who = guarded_current();
 	if (who == UNGUARDED || !ask_range(&request, vma))
 		return 0;
-	if ((u64)request.asked[0] >= end || (u64)request.asked[1] <= start)
-		request.forbidden = false;
-	request.target = (struct task_struct *)bpf_get_current_task();
-	return verdict(who, &request);
+	/* where there is no heap yet brk is start_brk, within a page */
+	start = mm->start_brk;
+	request.forbidden = forbidden && start < brk &&
+			    (u64)request.asked[0] < page_align(brk) &&
+			    (u64)request.asked[1] > start;
+	return verdict(who, &request, current_task());
 }
 
 /*
@@ -63,27 +74,17 @@ static __noinline int judge_mprotect(struct vm_area_struct *vma, u64 prot,
  * what its personality makes of it. So what touches the heap is refused before
  * anything has changed. What escapes: other calls that map, move or write
  * memory, and prctl(2), by which a process moves its own start_brk and brk.
- *
- * Most mappings are above the heap, where no request that touches it gets.
  */
 SEC("lsm/file_mprotect")
 int BPF_PROG(file_mprotect, struct vm_area_struct *vma, unsigned long reqprot,
 	     unsigned long prot, int ret)
 {
-	struct mm_struct *mm;
-	u64 start, end;
 	bool forbidden;
 
 	if (ret)
 		return ret;
-	mm = vma->vm_mm;
-	if (!mm)
-		return 0;
-	start = mm->start_brk;
-	end = mm->brk > mm->start_brk ? page_align(mm->brk) : 0;
-	forbidden = vma->vm_start < end &&
-		    (config.rules & RULE_HEAP || reqprot & PROT_EXEC);
+	forbidden = config.rules & RULE_HEAP || reqprot & PROT_EXEC;
 	if (is_of_no_interest(forbidden))
 		return 0;
-	return judge_mprotect(vma, reqprot, forbidden, start, end);
+	return judge_mprotect(vma, reqprot, forbidden);
 }

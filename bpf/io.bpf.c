@@ -14,10 +14,9 @@ static __noinline int judge_io(struct task_struct *p, int ioprio,
 		.forbidden = forbidden,
 		.known = true,
 		.asked = {ioprio},
-		.target = p,
 	};
 
-	return verdict(guarded(p), &request);
+	return verdict(guarded(p), &request, p);
 }
 
 /*
@@ -30,10 +29,10 @@ SEC("lsm/task_setioprio")
 int BPF_PROG(task_setioprio, struct task_struct *p, int ioprio, int ret)
 {
 	int class = ioprio >> IOPRIO_CLASS_SHIFT & IOPRIO_CLASS_MASK;
-	int level = ioprio & IOPRIO_LEVEL_MASK;
-	bool forbidden = class == IOPRIO_CLASS_RT ||
-			 (class == IOPRIO_CLASS_BE &&
-			  level < (int)((u32)(config.floor + 20) / 5));
+	u32 level = ioprio & IOPRIO_LEVEL_MASK;
+	/* those of class real-time come before those of best-effort */
+	bool forbidden = IOPRIO_LEVELS * (class - IOPRIO_CLASS_RT) + level <
+			 config.io_levels;
 
 	if (ret)
 		return ret;

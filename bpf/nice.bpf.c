@@ -32,22 +32,21 @@ int BPF_PROG(note_autogroup, struct task_struct *p, int nice)
  * a guarded @writer, whichever process of it is named.
  */
 static __always_inline enum guarded guarded_autogroup(enum guarded writer,
-						      struct request *request)
+						      u64 *owner)
 {
 	struct note note = {};
 
-	request->call = CALL_AUTOGROUP;
-	request->target = NULL;
 	if (!note_of_call(NOTED_AUTOGROUP, &note))
 		return state.trial.tgid && asked_by_lsm_nice() ? TRIAL :
 								 GUARDED;
 	/* what is written to holds the task */
-	request->target = (struct task_struct *)note.target;
+	*owner = note.target;
 	return note.who == UNGUARDED && note.own ? writer : note.who;
 }
 
 static __noinline int judge_nice(struct task_struct *p, int nice)
 {
+	struct task_struct *caller = current_task();
 	struct request request = {
 		.hook = HOOK_TASK_SETNICE,
 		.call = CALL_SETPRIORITY,
@@ -55,18 +54,20 @@ static __noinline int judge_nice(struct task_struct *p, int nice)
 		.forbidden = nice < config.floor,
 		.known = true,
 		.asked = {nice},
-		.target = p,
 	};
 	enum guarded who = guarded(p);
-	enum call call = CALL_SETPRIORITY;
 
-	if (p->pid == (int)bpf_get_current_pid_tgid())
-		call = current_syscall().call;
-	if (call == CALL_NICE)
-		request.call = CALL_NICE;
-	if (config.autogroup && call != CALL_NICE && call != CALL_SETPRIORITY)
-		who = guarded_autogroup(who, &request);
-	return verdict(who, &request);
+	if (p == caller)
+		request.call = call_of(caller);
+	if (request.call != CALL_NICE && request.call != CALL_SETPRIORITY) {
+		if (config.autogroup) {
+			request.call = CALL_AUTOGROUP;
+			who = guarded_autogroup(who, &request.owner);
+		} else {
+			request.call = CALL_SETPRIORITY;
+		}
+	}
+	return verdict(who, &request, p);
 }
 
 /*

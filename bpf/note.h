@@ -49,22 +49,13 @@ struct {
 
 static __always_inline struct caller current_caller(void)
 {
-	struct caller caller;
-	struct task_struct *p;
+	struct task_struct *p = current_task();
+	struct caller caller = {
+		.task = (u64)p,
+		.start = READ(p, start_boottime),
+		.switches = READ(p, nvcsw) + READ(p, nivcsw),
+	};
 
-	if (bpf_core_enum_value_exists(enum bpf_func_id,
-				       BPF_FUNC_get_current_task_btf)) {
-		p = bpf_get_current_task_btf();
-		caller.task = (u64)p;
-		caller.start = p->start_boottime;
-		caller.switches = p->nvcsw + p->nivcsw;
-		return caller;
-	}
-	/* before 5.11 */
-	p = (struct task_struct *)bpf_get_current_task();
-	caller.task = (u64)p;
-	caller.start = BPF_CORE_READ(p, start_boottime);
-	caller.switches = BPF_CORE_READ(p, nvcsw) + BPF_CORE_READ(p, nivcsw);
 	return caller;
 }
 

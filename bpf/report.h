@@ -14,7 +14,11 @@ struct request {
 	bool forbidden;
 	bool known; /* asked[] holds what is asked */
 	s64 asked[3]; /* see struct event */
-	struct task_struct *target; /* NULL where it is not known */
+	/*
+	 * With CALL_AUTOGROUP: the address of the owner, who is the target; 0
+	 * is not known.
+	 */
+	u64 owner;
 };
 
 /* @pid in the PID namespace of lsm-nice, or 0. */
@@ -29,32 +33,41 @@ static __always_inline int own_nr(struct pid *pid)
 	return (u64)upid.ns == state.pidns ? upid.nr : 0;
 }
 
-static __always_inline void name(struct named *named, struct task_struct *p)
+/* Of a task that is not @typed no more than the address is known. */
+static __always_inline void name(struct named *named, struct task_struct *p,
+				 bool typed)
 {
+	u64 *comm = (u64 *)named->comm;
+
 	if (state.pidns_level) {
 		named->pid = own_nr(BPF_CORE_READ(p, group_leader, thread_pid));
 		named->tid = own_nr(BPF_CORE_READ(p, thread_pid));
+	} else if (typed) {
+		named->pid = p->tgid;
+		named->tid = p->pid;
 	} else {
 		named->pid = BPF_CORE_READ(p, tgid);
 		named->tid = BPF_CORE_READ(p, pid);
 	}
-	bpf_core_read_str(named->comm, sizeof(named->comm), &p->comm);
+	if (typed) {
+		comm[0] = ((u64 *)p->comm)[0];
+		comm[1] = ((u64 *)p->comm)[1];
+	} else {
+		bpf_core_read(comm, sizeof(named->comm), &p->comm);
+	}
 }
 
-static __always_inline void read_had(s64 *had, struct request *request)
+static __always_inline void read_had(s64 *had, enum rule rule,
+				     struct task_struct *p)
 {
-	struct task_struct *p = request->target;
-
-	switch (request->rule) {
+	had[0] = had[1] = 0;
+	switch (rule) {
 	case RULE_NICE:
-		if (request->call == CALL_AUTOGROUP)
-			had[0] = BPF_CORE_READ(p, signal, autogroup, nice);
-		else
-			had[0] = BPF_CORE_READ(p, static_prio) - DEFAULT_PRIO;
+		had[0] = READ(p, static_prio) - DEFAULT_PRIO;
 		break;
 	case RULE_SCHED:
-		had[0] = BPF_CORE_READ(p, policy);
-		had[1] = BPF_CORE_READ(p, rt_priority);
+		had[0] = READ(p, policy);
+		had[1] = READ(p, rt_priority);
 		break;
 	case RULE_IO:
 		had[0] = BPF_CORE_READ(p, io_context, ioprio);
@@ -65,13 +78,14 @@ static __always_inline void read_had(s64 *had, struct request *request)
 }
 
 /*
- * Never waits: a report that finds no room is lost, and counted. Not inlined:
- * a program that has it once is found its way through, by libbpf and by the
- * verifier, in less time.
+ * @p is the task that the hook was called for. Never waits: a report that finds
+ * no room is lost, and counted. Not inlined: a program that has it once is
+ * found its way through, by libbpf and by the verifier, in less time.
  */
-static __noinline void report(struct request *request, enum verdict verdict)
+static __noinline void report(struct request *request, enum verdict verdict,
+			      struct task_struct *p)
 {
-	struct task_struct *caller;
+	struct task_struct *caller, *owner;
 	const unsigned char *exe;
 	struct event *event;
 
@@ -82,8 +96,6 @@ static __noinline void report(struct request *request, enum verdict verdict)
 		__sync_fetch_and_add(&state.counters.lost, 1);
 		return;
 	}
-	caller = (struct task_struct *)bpf_get_current_task();
-	__builtin_memset(event, 0, sizeof(*event));
 	event->time = bpf_ktime_get_boot_ns();
 	event->verdict = verdict;
 	event->rule = request->rule;
@@ -94,12 +106,25 @@ static __noinline void report(struct request *request, enum verdict verdict)
 	event->asked[0] = request->asked[0];
 	event->asked[1] = request->asked[1];
 	event->asked[2] = request->asked[2];
-	if (request->target) {
-		name(&event->target, request->target);
-		read_had(event->had, request);
+	owner = (struct task_struct *)request->owner;
+	if (request->call != CALL_AUTOGROUP) {
+		name(&event->target, p, has_current_task_btf());
+		read_had(event->had, request->rule, p);
+	} else if (owner) {
+		name(&event->target, owner, false);
+		event->had[0] = BPF_CORE_READ(owner, signal, autogroup, nice);
+		event->had[1] = 0;
+	} else {
+		__builtin_memset(&event->target, 0, sizeof(event->target));
+		event->had[0] = event->had[1] = 0;
 	}
-	name(&event->caller, caller);
-	exe = BPF_CORE_READ(caller, mm, exe_file, f_path.dentry, d_name.name);
-	bpf_probe_read_kernel_str(event->exe, sizeof(event->exe), exe);
+	caller = current_task();
+	name(&event->caller, caller, has_current_task_btf());
+	event->exe[0] = 0;
+	if (config.exe) {
+		exe = BPF_CORE_READ(caller, mm, exe_file, f_path.dentry,
+				    d_name.name);
+		bpf_probe_read_kernel_str(event->exe, sizeof(event->exe), exe);
+	}
 	bpf_ringbuf_submit(event, 0);
 }

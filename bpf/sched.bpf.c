@@ -149,7 +149,6 @@ int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 {
 	struct request request = {
 		.hook = HOOK_TASK_SETSCHEDULER,
-		.target = p,
 	};
 	enum guarded who;
 
@@ -163,5 +162,5 @@ int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 	if (config.events && who == GUARDED && request.rule == RULE_SCHED &&
 	    request.asked[1] < 0)
 		request.asked[1] = noted_priority(p);
-	return verdict(who, &request);
+	return verdict(who, &request, p);
 }

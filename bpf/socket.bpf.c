@@ -35,9 +35,8 @@ static __noinline int judge_socket(int family, int type, int protocol,
 
 	if (who == UNGUARDED)
 		return 0;
-	request.call = current_syscall().call;
-	request.target = (struct task_struct *)bpf_get_current_task();
-	return verdict(who, &request);
+	request.call = call_of(current_task());
+	return verdict(who, &request, current_task());
 }
 
 /*

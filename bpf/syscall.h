@@ -73,51 +73,68 @@ static __always_inline enum call native_call(u32 nr)
 	return CALL_OTHER;
 }
 
+/* from 5.15 on */
+static __always_inline bool has_task_pt_regs(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id,
+					  BPF_FUNC_task_pt_regs);
+}
+
+#define REG(regs, field) \
+	(has_task_pt_regs() ? (regs)->field : BPF_PROBE_READ(regs, field))
+
 /*
- * A kernel thread has no registers of user space, and a worker of io_uring has
- * those of whatever call it was made in: neither is in a call of its own.
+ * What @p, the current task, came with. A kernel thread has no registers of
+ * user space, and a worker of io_uring has those of whatever call it was made
+ * in: neither is in a call of its own.
  */
+static __always_inline struct pt_regs *regs_of_call(struct task_struct *p)
+{
+	if (READ(p, flags) & (PF_KTHREAD | PF_IO_WORKER))
+		return NULL;
+	if (has_task_pt_regs())
+		return (struct pt_regs *)bpf_task_pt_regs(p);
+	return BPF_CORE_READ(p, stack) + THREAD_SIZE - sizeof(struct pt_regs);
+}
+
+static __always_inline bool is_compat(struct task_struct *p)
+{
+	return READ(p, thread_info.status) & TS_COMPAT;
+}
+
+static __always_inline enum call call_with(struct task_struct *p,
+					   struct pt_regs *regs)
+{
+	if (is_compat(p))
+		return compat_call(REG(regs, orig_ax), REG(regs, bx));
+	return native_call(REG(regs, orig_ax));
+}
+
+/* The call alone, for which fewer registers are read. */
+static __always_inline enum call call_of(struct task_struct *p)
+{
+	struct pt_regs *regs = regs_of_call(p);
+
+	return regs ? call_with(p, regs) : CALL_OTHER;
+}
+
 static __always_inline struct syscall current_syscall(void)
 {
+	struct task_struct *p = current_task();
+	struct pt_regs *regs = regs_of_call(p);
 	struct syscall now = {};
-	struct task_struct *p;
-	struct pt_regs *regs;
 
-	if (bpf_core_enum_value_exists(enum bpf_func_id,
-				       BPF_FUNC_task_pt_regs)) {
-		p = bpf_get_current_task_btf();
-		if (p->flags & (PF_KTHREAD | PF_IO_WORKER))
-			return now;
-		regs = (struct pt_regs *)bpf_task_pt_regs(p);
-		if (p->thread_info.status & TS_COMPAT) {
-			now.args[0] = (u32)regs->bx;
-			now.args[1] = (u32)regs->cx;
-			now.args[2] = (u32)regs->dx;
-			now.call = compat_call(regs->orig_ax, now.args[0]);
-		} else {
-			now.args[0] = regs->di;
-			now.args[1] = regs->si;
-			now.args[2] = regs->dx;
-			now.call = native_call(regs->orig_ax);
-		}
+	if (!regs)
 		return now;
-	}
-	/* before 5.15 */
-	p = (struct task_struct *)bpf_get_current_task();
-	if (BPF_CORE_READ(p, flags) & (PF_KTHREAD | PF_IO_WORKER))
-		return now;
-	regs = BPF_CORE_READ(p, stack) + THREAD_SIZE - sizeof(*regs);
-	if (BPF_CORE_READ(p, thread_info.status) & TS_COMPAT) {
-		now.args[0] = (u32)BPF_PROBE_READ(regs, bx);
-		now.args[1] = (u32)BPF_PROBE_READ(regs, cx);
-		now.args[2] = (u32)BPF_PROBE_READ(regs, dx);
-		now.call =
-			compat_call(BPF_PROBE_READ(regs, orig_ax), now.args[0]);
+	now.call = call_with(p, regs);
+	if (is_compat(p)) {
+		now.args[0] = (u32)REG(regs, bx);
+		now.args[1] = (u32)REG(regs, cx);
+		now.args[2] = (u32)REG(regs, dx);
 	} else {
-		now.args[0] = BPF_PROBE_READ(regs, di);
-		now.args[1] = BPF_PROBE_READ(regs, si);
-		now.args[2] = BPF_PROBE_READ(regs, dx);
-		now.call = native_call(BPF_PROBE_READ(regs, orig_ax));
+		now.args[0] = REG(regs, di);
+		now.args[1] = REG(regs, si);
+		now.args[2] = REG(regs, dx);
 	}
 	return now;
 }

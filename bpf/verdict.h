@@ -11,7 +11,7 @@ static __always_inline int refuse(u64 *count)
 	return -EPERM;
 }
 
-static __always_inline int judge(struct request *request)
+static __always_inline int judge(struct request *request, struct task_struct *p)
 {
 	struct counters *counters = &state.counters;
 	enum verdict verdict;
@@ -29,16 +29,23 @@ static __always_inline int judge(struct request *request)
 		verdict = DENIED;
 		ret = refuse(&counters->denied);
 	}
-	if (config.events)
-		report(request, verdict);
+	if (config.events) {
+		/* here, so that without events the request is never in memory
+		 */
+		struct request reported = *request;
+
+		report(&reported, verdict, p);
+	}
 	return ret;
 }
 
-static __always_inline int verdict(enum guarded who, struct request *request)
+/* @p is the task that the hook was called for, or the current one. */
+static __always_inline int verdict(enum guarded who, struct request *request,
+				   struct task_struct *p)
 {
 	switch (who) {
 	case GUARDED:
-		return judge(request);
+		return judge(request, p);
 	case TRIAL:
 		__sync_fetch_and_add(&state.trial_seen, 1);
 		return request->forbidden ? refuse(&state.trial_denied) : 0;
@@ -49,10 +56,10 @@ static __always_inline int verdict(enum guarded who, struct request *request)
 
 /*
  * Whether a hook may end here, before it is known who is guarded: nobody asks
- * for what a rule forbids, no trial counts what it sees, and what is allowed is
- * not reported.
+ * for what a rule forbids, and what is allowed is neither reported nor counted
+ * by a trial.
  */
 static __always_inline bool is_of_no_interest(bool forbidden)
 {
-	return !forbidden && !config.allowed && !state.trial.tgid;
+	return !forbidden && !state.all;
 }

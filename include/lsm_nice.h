@@ -96,7 +96,10 @@ struct event {
 	u32 known; /* yes or no: asked holds what was asked */
 	s64 asked[3];
 	s64 had[2];
-	u8 exe[64]; /* file name of the caller's executable, or its start */
+	/*
+	 * With config.exe, file name of the caller's executable, or its start.
+	 */
+	u8 exe[64];
 };
 
 _Static_assert(sizeof(struct event) == 184 &&
@@ -132,6 +135,7 @@ struct config {
 	u32 links; /* of the guard, without which it is not whole */
 	u32 rules;
 	int floor; /* lowest nice value that may be set */
+	u32 io_levels; /* from real-time 0 on, that may not be set */
 
 	/* yes or no */
 	u32 marks; /* marked tasks are guarded, */
@@ -140,7 +144,8 @@ struct config {
 	u32 autogroup; /* note_autogroup is attached */
 	u32 audit; /* nothing is refused */
 	u32 events; /* requests are reported, */
-	u32 allowed; /* also those that are allowed */
+	u32 allowed; /* also those that are allowed, */
+	u32 exe; /* with the executable of the caller */
 };
 
 /* A target as it was named, under its process. */
@@ -187,6 +192,7 @@ struct state {
 
 	u32 starting; /* yes or no: tasks are being marked */
 	u32 tree; /* yes or no: the walk marks the children of the marked too */
+	u32 all; /* yes or no: what no rule forbids is judged too */
 	u64 marked; /* tasks marked by anyone but their own creator, */
 	u64 inherited; /* by their creator, */
 	u64 unmarked; /* and not, for lack of memory */

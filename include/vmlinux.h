@@ -57,8 +57,8 @@ typedef _Bool bool;
 #define IOPRIO_CLASS_SHIFT 13
 #define IOPRIO_CLASS_MASK 7
 #define IOPRIO_CLASS_RT 1
-#define IOPRIO_CLASS_BE 2
 #define IOPRIO_LEVEL_MASK 7
+#define IOPRIO_LEVELS 8U
 
 /* uapi/asm-generic/mman-common.h */
 #define PROT_EXEC 0x4

@@ -124,6 +124,7 @@ fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
         kept: &[],
         audit: false,
         reports: Reports::Nothing,
+        json: false,
     };
     Guard::start(&mut MaybeUninit::uninit(), &request)?;
     Ok(())

@@ -26,7 +26,7 @@ use crate::btf;
 use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
-use crate::rules::{Door, RuleDoor};
+use crate::rules::{self, Door, RuleDoor};
 use crate::standing::Standing;
 use crate::target::{Target, no_such_process, pid_namespace};
 use crate::trial::Child;
@@ -62,11 +62,11 @@ const _: () = assert!(
 
 /// Who made a guard, and the layout of what others read of it: another number for any change of
 /// config, state, event, walked, the enums in them (lsm_nice.h), or a map that is shared (guarded.h).
-pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 2");
+pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 3");
 // What to think of where one of these fails.
 const _: () = assert!(
     MADE_BY.len() < 32
-        && size_of::<config>() == 104
+        && size_of::<config>() == 112
         && size_of::<state>() == 208
         && size_of::<asked>() == 20
         && size_of::<walked>() == 24
@@ -104,6 +104,8 @@ pub struct Request<'a> {
     /// Nothing is refused.
     pub audit: bool,
     pub reports: Reports,
+    /// Of the executable of who calls, which JSON alone has.
+    pub json: bool,
 }
 
 /// The requests for guarded processes that are reported.
@@ -400,13 +402,19 @@ impl<'obj> Guard<'obj> {
     /// Another guard may refuse what this one would; so it must have seen the call that both allow.
     fn try_on(&mut self, child: &mut Child, process: process, request: &Request<'_>) -> Result<()> {
         finish_calls();
-        write(&mut self.skel, |state| state.trial = process)?;
+        write(&mut self.skel, |state| {
+            state.trial = process;
+            state.all = 1;
+        })?;
         self.try_doors(child, request)?;
         if request.marks() && request.children {
             child.fork()?;
             self.try_doors(child, request)?;
         }
-        write(&mut self.skel, |state| state.trial = process::default())
+        write(&mut self.skel, |state| {
+            state.trial = process::default();
+            state.all = (request.reports == Reports::All).into();
+        })
     }
 
     fn try_doors(&mut self, child: &Child, request: &Request<'_>) -> Result<()> {
@@ -532,6 +540,7 @@ fn open<'obj>(
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
     config.floor = request.floor;
+    config.io_levels = rules::io_levels(request.floor);
     config.rules = request
         .doors
         .iter()
@@ -540,6 +549,8 @@ fn open<'obj>(
     config.audit = request.audit.into();
     config.events = events.into();
     config.allowed = (request.reports == Reports::All).into();
+    // of a pinned guard it is not known who will read them
+    config.exe = (request.json || request.pinned).into();
     Ok(open)
 }
 

@@ -114,6 +114,7 @@ fn guard(cli: &Cli) -> Result<ExitCode> {
             (_, true) => Reports::All,
             _ => Reports::Forbidden,
         },
+        json: cli.json,
     };
     let mut object = MaybeUninit::uninit();
     let mut guard = Guard::start(&mut object, &request)

@@ -402,6 +402,11 @@ fn io_level(nice: i32) -> i32 {
     (nice + 20) / 5
 }
 
+/// How many levels may not be set, the eight of class real-time and those of best-effort above.
+pub fn io_levels(floor: i32) -> u32 {
+    8 + io_level(floor).unsigned_abs()
+}
+
 type Seen<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 fn prove_setpriority(child: &Child, floor: i32, seen: Seen<'_>) -> Result<()> {

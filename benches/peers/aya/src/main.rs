@@ -8,13 +8,13 @@ use aya::programs::Program;
 use aya::{Btf, EbpfLoader};
 
 /// struct config in lsm_nice.h: rules nice and sched for what is marked, with events.
-const CONFIG: [u32; 26] = {
-    let mut config = [0; 26];
+const CONFIG: [u32; 28] = {
+    let mut config = [0; 28];
     config[16] = 3; // rules
-    config[18] = 1; // marks
-    config[19] = 1; // children
-    config[21] = 1; // autogroup
-    config[23] = 1; // events
+    config[19] = 1; // marks
+    config[20] = 1; // children
+    config[22] = 1; // autogroup
+    config[24] = 1; // events
     config
 };
 
