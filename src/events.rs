@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, Local, SecondsFormat, Utc};
 use libbpf_rs::{MapCore, RingBuffer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
@@ -39,7 +39,11 @@ const TASK_WIDTH: usize = 16;
 pub struct Events {
     out: OwnedFd,
     ring: RingBuffer<'static>,
-    lines: Rc<RefCell<Vec<u8>>>,
+    /// Read from the ring.
+    read: Rc<RefCell<Vec<event>>>,
+    printer: Printer,
+    /// To be written.
+    lines: Vec<u8>,
     undelivered: u64,
     closed: bool,
 }
@@ -47,23 +51,14 @@ pub struct Events {
 impl Events {
     /// Reads `events`, a ring buffer of reports.
     pub fn open(events: &dyn MapCore, clock: Clock, floor: i32, json: bool) -> Result<Self> {
-        let lines = Rc::new(RefCell::new(Vec::new()));
-        let printer = Printer {
-            clock,
-            floor,
-            json,
-            colour: io::stdout().is_terminal()
-                && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-        };
-        let printed = lines.clone();
-        let ring = reports(events, move |event| {
-            let line = printer.line(event);
-            printed.borrow_mut().extend_from_slice(line.as_bytes());
-        })?;
+        let read = Rc::new(RefCell::new(Vec::with_capacity(BATCH)));
+        let taken = read.clone();
         Ok(Self {
             out: output().context("cannot duplicate stdout")?,
-            ring,
-            lines,
+            ring: reports(events, move |event| taken.borrow_mut().push(*event))?,
+            read,
+            printer: Printer::new(clock, floor, json),
+            lines: Vec::new(),
             undelivered: 0,
             closed: false,
         })
@@ -82,7 +77,7 @@ impl Events {
 
     /// Whether the reader has to take something before there can be more.
     pub fn is_blocked(&self) -> bool {
-        !self.lines.borrow().is_empty()
+        !self.lines.is_empty()
     }
 
     /// How many events were read and could not be printed.
@@ -98,10 +93,7 @@ impl Events {
             return Ok(false);
         }
         for batch in 0..BATCHES {
-            if !self.is_blocked() {
-                self.ring.consume_raw_n(BATCH);
-            }
-            if !self.is_blocked() {
+            if !self.is_blocked() && !self.read() {
                 return Ok(batch > 0);
             }
             if !self.write(Duration::ZERO)? {
@@ -116,7 +108,7 @@ impl Events {
         let start = Instant::now();
         let mut result = Ok(true);
         while !self.closed && result.is_ok() {
-            if !self.is_blocked() && self.ring.consume_raw_n(BATCH) <= 0 {
+            if !self.is_blocked() && !self.read() {
                 break;
             }
             let left = PATIENCE.saturating_sub(start.elapsed());
@@ -135,23 +127,36 @@ impl Events {
         self.discard();
     }
 
+    /// Makes lines of a batch of events; false where there are none.
+    fn read(&mut self) -> bool {
+        self.ring.consume_raw_n(BATCH);
+        let mut events = self.read.borrow_mut();
+        self.printer.look_at_the_clock();
+        for event in events.iter() {
+            self.lines
+                .extend_from_slice(self.printer.line(event).as_bytes());
+        }
+        let any = !events.is_empty();
+        events.clear();
+        any
+    }
+
     /// Counts what cannot be printed.
     fn discard(&mut self) {
-        loop {
-            let lines = std::mem::take(&mut *self.lines.borrow_mut());
-            self.undelivered += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            if self.ring.consume_raw_n(BATCH) <= 0 {
-                return;
-            }
+        self.undelivered += self.lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.lines.clear();
+        while self.ring.consume_raw_n(BATCH) > 0 {
+            let mut events = self.read.borrow_mut();
+            self.undelivered += events.len() as u64;
+            events.clear();
         }
     }
 
     /// Writes all lines, or returns false where the reader has not taken any for so long.
     fn write(&mut self, patience: Duration) -> Result<bool, Errno> {
-        let mut lines = self.lines.borrow_mut();
         let mut written = 0;
         let result = loop {
-            let rest = &lines[written..];
+            let rest = &self.lines[written..];
             if rest.is_empty() {
                 break Ok(true);
             }
@@ -168,7 +173,7 @@ impl Events {
                 Err(error) => break Err(error),
             }
         };
-        lines.drain(..written);
+        self.lines.drain(..written);
         result
     }
 }
@@ -202,6 +207,11 @@ struct Printer {
     floor: i32,
     json: bool,
     colour: bool,
+    /// What the time of day is ahead of the kernel's clock, ns.
+    ahead: i64,
+    /// The last second that was printed, and how, as most events are in it too.
+    second: i64,
+    printed: String,
 }
 
 #[derive(Serialize)]
@@ -234,50 +244,83 @@ struct Caller {
 }
 
 impl Printer {
-    fn line(&self, event: &event) -> String {
-        let line = match self.json {
-            true => self.json(event),
-            false => self.text(event),
-        };
-        line + "\n"
+    fn new(clock: Clock, floor: i32, json: bool) -> Self {
+        let colour = io::stdout().is_terminal()
+            && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self {
+            clock,
+            floor,
+            json,
+            colour,
+            ahead: 0,
+            second: i64::MIN,
+            printed: String::new(),
+        }
     }
 
-    /// Both clocks are read at once; to learn the time zone takes a while.
-    fn time(&self, event: &event) -> DateTime<Local> {
-        let age = TimeDelta::nanoseconds(self.clock.age(event.time));
-        (Utc::now() - age).with_timezone(&Local)
+    /// Both clocks are read at once, before a batch of events.
+    fn look_at_the_clock(&mut self) {
+        let now = Utc::now().timestamp_nanos_opt().unwrap_or_default();
+        self.ahead = now - self.clock.age(0);
     }
 
-    fn text(&self, event: &event) -> String {
+    fn line(&mut self, event: &event) -> String {
+        let mut line = String::with_capacity(if self.json { 512 } else { 128 });
+        match self.json {
+            true => self.json(event, &mut line),
+            false => self.text(event, &mut line),
+        }
+        line.push('\n');
+        line
+    }
+
+    /// The local time of an event, to the second (RFC 3339), and the nanoseconds since.
+    fn time(&mut self, event: &event) -> (&str, i64) {
+        let time = event.time.cast_signed() + self.ahead;
+        let second = time.div_euclid(1_000_000_000);
+        if second != self.second {
+            self.second = second;
+            let time = DateTime::from_timestamp(second, 0).unwrap_or_default();
+            let time = time.with_timezone(&Local);
+            self.printed = time.to_rfc3339_opts(SecondsFormat::Secs, false);
+        }
+        (&self.printed, time.rem_euclid(1_000_000_000))
+    }
+
+    fn text(&mut self, event: &event, line: &mut String) {
         let (verdict, colour) = verdict_of(event);
+        *line += self.time(event).0;
         let (on, off) = match self.colour {
-            true => (format!("\x1b[{colour}m"), "\x1b[m"),
-            false => (String::new(), ""),
+            true => (colour, "\x1b[m"),
+            false => ("", ""),
         };
-        let time = self.time(event).to_rfc3339_opts(SecondsFormat::Secs, false);
-        let caller = cell(&event.caller);
+        for part in [" ", on, verdict, &"       "[verdict.len()..], off, " "] {
+            *line += part;
+        }
+        cell(&event.caller, line);
         let rule = Rule::by_bit(event.rule.0);
         // who calls is the target
-        let target = match rule {
-            Some(Rule {
-                of_caller: true, ..
-            }) => String::new(),
-            _ => format!("on {} ", cell(&event.target)),
-        };
-        let call = call_of(event).unwrap_or_else(|| hook_of(event));
-        let change = rule.map_or(String::new(), |rule| {
-            (rule.change)(had(event), asked(event), self.floor)
-        });
-        format!("{time} {on}{verdict:<7}{off} {caller} {target}{call} {change}")
+        if !rule.is_some_and(|rule| rule.of_caller) {
+            *line += " on ";
+            cell(&event.target, line);
+        }
+        *line += " ";
+        *line += call_of(event).unwrap_or_else(|| hook_of(event));
+        *line += " ";
+        if let Some(rule) = rule {
+            *line += &(rule.change)(had(event), asked(event), self.floor);
+        }
     }
 
-    fn json(&self, event: &event) -> String {
+    fn json(&mut self, event: &event, line: &mut String) {
+        let (second, nanoseconds) = self.time(event);
+        // up to the second, and the offset of the time zone
+        let (time, offset) = second.split_at(second.len().min(19));
+        let time = format!("{time}.{nanoseconds:09}{offset}");
         let rule = Rule::by_bit(event.rule.0);
         let value = |values: &[i64]| rule.map(|rule| (rule.value)(values));
-        let line = Json {
-            time: self
-                .time(event)
-                .to_rfc3339_opts(SecondsFormat::Nanos, false),
+        let json = Json {
+            time,
             verdict: verdict_of(event).0,
             rule: rule.map(|rule| rule.name),
             hook: hook_of(event),
@@ -295,23 +338,22 @@ impl Printer {
             floor: self.floor,
         };
         // fails only for maps with other keys than strings
-        let json = serde_json::to_string(&line).unwrap_or_default();
-        // JSON takes these as they are, a terminal takes them for commands
-        json.chars().fold(String::new(), |mut line, c| {
+        let json = serde_json::to_string(&json).unwrap_or_default();
+        for c in json.chars() {
             match c {
-                '\u{7f}'..='\u{9f}' => line += &format!("\\u{:04x}", u32::from(c)),
+                // JSON takes these as they are, a terminal takes them for commands
+                '\u{7f}'..='\u{9f}' => *line += &format!("\\u{:04x}", u32::from(c)),
                 c => line.push(c),
             }
-            line
-        })
+        }
     }
 }
 
 fn verdict_of(event: &event) -> (&'static str, &'static str) {
     match event.verdict {
-        shared::verdict::DENIED => ("denied", "31"),
-        shared::verdict::AUDITED => ("audited", "33"),
-        _ => ("allowed", "32"),
+        shared::verdict::DENIED => ("denied", "\x1b[31m"),
+        shared::verdict::AUDITED => ("audited", "\x1b[33m"),
+        _ => ("allowed", "\x1b[32m"),
     }
 }
 
@@ -351,21 +393,23 @@ fn had(event: &event) -> Values<'_> {
     (event.target.comm[0] != 0 || event.target.pid != 0).then_some(&event.had)
 }
 
-/// A name and a PID, cut to their columns, and filled up.
-fn cell(task: &named) -> String {
+/// Adds a name and a PID, cut to their columns, and filled up.
+fn cell(task: &named, line: &mut String) {
     let pid = seen(task.pid).map_or("?".into(), |pid| pid.to_string());
     let mut comm = printable(text(&task.comm));
     let room = TASK_WIDTH - 1 - pid.len();
-    if comm.width() > room {
+    // a column is not a char: some take two
+    let mut width = comm.width();
+    if width > room {
         while comm.width() > room - 1 {
             comm.pop();
         }
         comm.push('…');
+        width = comm.width();
     }
-    let cell = format!("{comm} {pid}");
-    // a column is not a char: some take two
-    let rest = TASK_WIDTH.saturating_sub(cell.width());
-    cell + &" ".repeat(rest)
+    for part in [&comm, " ", &pid, &" ".repeat(room - width)] {
+        *line += part;
+    }
 }
 
 fn task(task: &named) -> Task {
@@ -395,13 +439,11 @@ mod tests {
     use super::*;
     use crate::rules::RULES;
 
-    fn printer() -> Printer {
-        Printer {
-            clock: Clock::default(),
-            floor: -20,
-            json: false,
-            colour: false,
-        }
+    fn line(event: &event, json: bool) -> String {
+        let mut printer = Printer::new(Clock::default(), -20, json);
+        printer.colour = false;
+        let line = printer.line(event);
+        line.strip_suffix('\n').expect("a line").into()
     }
 
     fn named(pid: i32, comm: &[u8]) -> named {
@@ -493,7 +535,7 @@ mod tests {
     #[test]
     fn no_line_of_text_has_120_columns() {
         for event in &events() {
-            let line = printer().text(event);
+            let line = line(event, false);
             assert!(line.width() < 120, "{}: {line}", line.width());
         }
     }
@@ -501,7 +543,7 @@ mod tests {
     #[test]
     fn the_columns_of_all_lines_are_the_same() {
         let columns = |event: &event| {
-            let line = printer().text(event);
+            let line = line(event, false);
             let before = |part: &str| line[..line.find(part).expect("a column")].width();
             let call = call_of(event).expect("a call");
             (before(" on "), before(&format!(" {call} ")))
@@ -524,7 +566,9 @@ mod tests {
             (named(42, b"\x1b[2J\n\xff"), "?[2J?? 42"),
             (named(7, b""), " 7"),
         ] {
-            assert_eq!(cell(&task).trim_end(), expected);
+            let mut line = String::new();
+            cell(&task, &mut line);
+            assert_eq!(line.trim_end(), expected);
         }
     }
 
@@ -536,9 +580,9 @@ mod tests {
         event.hook = shared::hook::HOOK_TASK_SETSCHEDULER;
         event.target = named::default();
         event.known = 0;
-        let line = printer().text(&event);
-        assert!(line.ends_with(" sched_setattr ? -> ?"), "{line}");
-        let json: Value = serde_json::from_str(&printer().json(&event)).expect("JSON");
+        let text = line(&event, false);
+        assert!(text.ends_with(" sched_setattr ? -> ?"), "{text}");
+        let json: Value = serde_json::from_str(&line(&event, true)).expect("JSON");
         for field in ["asked", "had"] {
             assert_eq!(json[field], Value::Null);
         }
