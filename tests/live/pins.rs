@@ -13,10 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Signal;
+use rustix::process::{PidfdFlags, Signal, pidfd_open};
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -922,7 +924,7 @@ fn other_version(version: &str, layout: &str) -> String {
         .find(|path| Path::new(path).exists())
         .expect("lsm-nice");
     let mut bytes = fs::read(path).expect("lsm-nice");
-    for (from, to) in [("lsm-nice 0.1.0, ", version), ("layout 2", layout)] {
+    for (from, to) in [("lsm-nice 0.1.0, ", version), ("layout 3", layout)] {
         let found: Vec<_> = (0..bytes.len() - from.len())
             .filter(|at| bytes[*at..].starts_with(from.as_bytes()))
             .collect();
@@ -940,7 +942,7 @@ fn other_version(version: &str, layout: &str) -> String {
 fn a_guard_of_another_version_is_replaced_where_its_layout_is_known() {
     let target = Agent::start();
     let _web = Name("web");
-    let older = other_version("lsm-nice 0.0.9, ", "layout 2");
+    let older = other_version("lsm-nice 0.0.9, ", "layout 3");
     let pid = target.pid.to_string();
     let pin = |path: &str| Lsm::launch(&[path, "--pid", &pid, "--pin", "web"], |_| {}).wait();
     pin(&older).exited(0);
@@ -955,7 +957,7 @@ fn a_guard_of_another_version_is_replaced_where_its_layout_is_known() {
     assert_eq!(web.status()["version"], "0.1.0");
     web.release();
 
-    let stranger = other_version("lsm-nice 0.2.0, ", "layout 3");
+    let stranger = other_version("lsm-nice 0.2.0, ", "layout 4");
     pin(&stranger).exited(0);
     let web = Name("web");
     refuses(target.pid, -1);
@@ -1055,10 +1057,6 @@ fn replaces_under_a_hammer_let_nothing_through() {
     web.release();
 }
 
-fn is_running(number: i32) -> bool {
-    status_field(number, "State").is_some_and(|state| !state.starts_with('Z'))
-}
-
 fn whatever_a_kill_interrupts_is_named_and_released() {
     let before = Loaded::now();
     let target = Agent::start();
@@ -1067,6 +1065,14 @@ fn whatever_a_kill_interrupts_is_named_and_released() {
     let whole = Name::pin("web", &format!("--pid {}", target.pid));
     let most = start.elapsed() * 5 / 4;
     whole.release();
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).expect("inotify");
+    inotify::add_watch(&changes, DIR, WatchFlags::CREATE).expect("a watch");
+    // the first pin is seen at once, or the end of who does not come to it
+    let first_pin = |maker: i32| {
+        let ended = pidfd_open(pid(maker), PidfdFlags::empty()).expect("a pidfd");
+        let mut fds = [&changes, &ended].map(|fd| PollFd::new(fd, PollFlags::IN));
+        poll(&mut fds, None).expect("poll");
+    };
     let mut rng = fastrand::Rng::with_seed(7);
     let rounds = heavy(500);
     let [mut none, mut half, mut all] = [0; 3];
@@ -1075,16 +1081,14 @@ fn whatever_a_kill_interrupts_is_named_and_released() {
         if rng.bool() {
             thread::sleep(most.mul_f32(rng.f32()));
         } else {
-            // while it pins, which it does in no time; to look for that takes it time before
-            thread::sleep(most / 2);
-            while left().is_empty() && is_running(maker.spawned()) {
-                thread::sleep(Duration::from_micros(100));
-            }
+            // while it pins, which it does in no time
+            first_pin(maker.spawned());
             thread::sleep(Duration::from_micros(rng.u64(..3000)));
         }
         // may have ended by itself
         let _ = rustix::process::kill_process(pid(maker.spawned()), Signal::KILL);
         maker.wait();
+        while rustix::io::read(&changes, &mut [0; 4096]).is_ok() {}
         let web = Name("web");
         let report = Lsm::run("status --json");
         match &rows(&report)[..] {
