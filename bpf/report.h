@@ -3,7 +3,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
 /* What a task asks for, as its hook understands it. */
@@ -14,10 +14,7 @@ struct request {
 	bool forbidden;
 	bool known; /* asked[] holds what is asked */
 	s64 asked[3]; /* see struct event */
-	/*
-	 * With CALL_AUTOGROUP: the address of the owner, who is the target; 0
-	 * is not known.
-	 */
+	/* with CALL_AUTOGROUP, the address of the target; 0 is not known */
 	u64 owner;
 };
 
@@ -83,9 +80,9 @@ static __always_inline void read_had(s64 *had, enum rule rule,
  * found its way through, by libbpf and by the verifier, in less time.
  */
 static __noinline void report(struct request *request, enum verdict verdict,
-			      struct task_struct *p)
+			      struct task_struct *p, struct task_struct *owner)
 {
-	struct task_struct *caller, *owner;
+	struct task_struct *caller;
 	const unsigned char *exe;
 	struct event *event;
 
@@ -106,10 +103,16 @@ static __noinline void report(struct request *request, enum verdict verdict,
 	event->asked[0] = request->asked[0];
 	event->asked[1] = request->asked[1];
 	event->asked[2] = request->asked[2];
-	owner = (struct task_struct *)request->owner;
-	if (request->call != CALL_AUTOGROUP) {
+	/*
+	 * From here on what is decided is read from the event. Before 6.8 the
+	 * verifier loses track of constants on the stack of who calls a
+	 * function (backtrack_insn()), and drops code that it thinks it has
+	 * been through.
+	 */
+	barrier();
+	if (event->call != CALL_AUTOGROUP) {
 		name(&event->target, p, has_current_task_btf());
-		read_had(event->had, request->rule, p);
+		read_had(event->had, event->rule, p);
 	} else if (owner) {
 		name(&event->target, owner, false);
 		event->had[0] = BPF_CORE_READ(owner, signal, autogroup, nice);

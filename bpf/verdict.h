@@ -30,11 +30,10 @@ static __always_inline int judge(struct request *request, struct task_struct *p)
 		ret = refuse(&counters->denied);
 	}
 	if (config.events) {
-		/* here, so that without events the request is never in memory
-		 */
-		struct request reported = *request;
+		/* so that without events the request is never in memory */
+		struct request copy = *request;
 
-		report(&reported, verdict, p);
+		report(&copy, verdict, p, (struct task_struct *)copy.owner);
 	}
 	return ret;
 }

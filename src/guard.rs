@@ -19,6 +19,7 @@ use libbpf_rs::{
     RingBufferBuilder, libbpf_sys,
 };
 use plain::Plain;
+use rustix::mm::{Advice, madvise};
 use rustix::process::{Pid, getpid};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -382,7 +383,10 @@ impl<'obj> Guard<'obj> {
     pub fn has_started(&mut self) {
         let finders = mem::take(&mut self.finders);
         // without a thread they are dropped here
-        let _ = thread::Builder::new().spawn(|| drop(finders));
+        let _ = thread::Builder::new().spawn(|| {
+            drop(finders);
+            give_back_code();
+        });
         let progs = &self.skel.progs;
         for prog in [&progs.resolve, &progs.resolve_cgroup] {
             // SAFETY: a program of the object, of which nobody has the descriptor.
@@ -612,6 +616,21 @@ fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_plac
         ));
     }
     Ok(state.resolved_cgroup)
+}
+
+/// Takes the code out of this process, nearly all of which a start alone needs. What is needed again
+/// comes from the page cache.
+fn give_back_code() {
+    unsafe extern "C" {
+        // of the linker: the first byte that is mapped, and the one after the code
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let start = (&raw const __executable_start).cast_mut();
+    let length = (&raw const etext).addr() - start.addr();
+    let pages = length - length % rustix::param::page_size();
+    // SAFETY: code and constants, which nobody has written to: they are as the file has them.
+    let _ = unsafe { madvise(start.cast(), pages, Advice::LinuxDontNeed) };
 }
 
 /// Waits for the end of the calls to setpriority(2) and ioprio_set(2) that were past the hook when

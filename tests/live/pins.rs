@@ -751,11 +751,11 @@ fn events_of_a_pinned_guard_are_followed_by_one_reader() {
     );
     let report = follower.end();
     report.says("lsm-nice: the guard web stands: 2 refused\n");
-    let asked: Vec<_> = events(&report)
-        .iter()
-        .map(|event| event["asked"]["nice"].clone())
-        .collect();
-    assert_eq!(asked, [-1, -2]);
+    let events = events(&report);
+    let asked = events.iter().map(|event| &event["asked"]["nice"]);
+    assert!(asked.eq([-1, -2]), "{events:?}");
+    let exe = events.iter().map(|event| &event["caller"]["exe"]);
+    assert!(exe.eq(["live"; 2]), "{events:?}");
 
     // the next one may read then
     let follower = follow("web --follow");
