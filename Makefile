@@ -58,8 +58,9 @@ lint:
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --test live -- -D warnings
 
-# Builds what `make test` runs beside, as each is linked on one core.
-live: build
+# Builds all that `make test` runs at once, as each is linked on one core.
+live:
+	@tests/setup build
 	@exe=$$(cargo test --release --bins --test cli --test install --test live --no-run \
 		--message-format=json-render-diagnostics | \
 		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
