@@ -105,7 +105,7 @@ pub struct Request<'a> {
     /// Nothing is refused.
     pub audit: bool,
     pub reports: Reports,
-    /// Of the executable of who calls, which JSON alone has.
+    /// They are printed as JSON, which alone has the executable of who calls.
     pub json: bool,
 }
 
