@@ -383,7 +383,8 @@ fn a_command_that_lsm_nice_did_not_live_to_guard_does_not_run() {
     for delay in 0..20 {
         let lsm = Lsm::launch(&["lsm-nice", "--", "echo", "started"], |_| {});
         thread::sleep(Duration::from_millis(delay * 10));
-        lsm.signal(Signal::KILL);
+        // by what was started, which may not have its name yet
+        kill_process(pid(lsm.spawned()), Signal::KILL).expect("lsm-nice, to be killed");
         let report = lsm.wait();
         if report.stderr.contains("guarding") {
             break;
