@@ -45,6 +45,14 @@ struct {
 } marks SEC(".maps");
 
 /*
+ * Which tasks may have a mark, by a hash of their address: 0 is none of those
+ * with that hash, and never comes back. It spares most of those that nobody
+ * guards the search for a mark.
+ */
+#define MARKABLE_BITS 16
+u8 markable[1 << MARKABLE_BITS] SEC(".bss.markable");
+
+/*
  * The tasks that were marked by others than their creator. Such a one may have
  * been in fork just then, beyond the program that passes marks on, with a child
  * that no walk can see yet; and may exit before a walk does.
@@ -76,6 +84,15 @@ static __always_inline struct task_key key_of(struct task_struct *p)
 	return key;
 }
 
+/* By subtraction alone the verifier makes a number of a pointer. */
+static __always_inline volatile u8 *markable_at(struct task_struct *p)
+{
+	u64 address = (u64)p - (u64)markable;
+
+	/* the upper bits of a product with 2^64 / golden ratio */
+	return &markable[address * 0x9e3779b97f4a7c15 >> (64 - MARKABLE_BITS)];
+}
+
 static __always_inline struct mark *mark_of(struct task_struct *p)
 {
 	return bpf_task_storage_get(&marks, p, NULL, 0);
@@ -84,6 +101,7 @@ static __always_inline struct mark *mark_of(struct task_struct *p)
 /* Gives @p, which has none, a mark like @mark; false is out of memory. */
 static __always_inline bool mark(struct task_struct *p, struct mark *mark)
 {
+	*markable_at(p) = 1;
 	return bpf_task_storage_get(&marks, p, mark,
 				    BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
@@ -141,13 +159,14 @@ static __always_inline enum guarded named_by(int tgid, u64 *start)
 	return tgid == state.trial.tgid ? TRIAL : UNGUARDED;
 }
 
-/* Decides by the tgid alone for most of those that nobody guards. */
+/* Decides in a few instructions for most of those that nobody guards. */
 static __always_inline bool is_another(struct task_struct *p)
 {
-	u64 start;
-
-	return !config.marks && !config.cgroup &&
-	       named_by(p->tgid, &start) == UNGUARDED;
+	if (config.cgroup)
+		return false;
+	if (config.marks)
+		return !*markable_at(p) && !is_new(p);
+	return p->tgid != state.target.tgid && p->tgid != state.trial.tgid;
 }
 
 static __always_inline bool in_cgroup(struct task_struct *p)
@@ -205,7 +224,8 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 	u64 start;
 
 	if (config.marks) {
-		mark = mark_of(p);
+		/* without a cgroup is_another() has looked already */
+		mark = !config.cgroup || *markable_at(p) ? mark_of(p) : NULL;
 		who = !mark && is_new(p) ? mark_to_come(p) : guarded_by(mark);
 		if (who != UNGUARDED)
 			return who;
@@ -220,15 +240,16 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 	return UNGUARDED;
 }
 
-/* The same for the current task, where that is the one that rules are about. */
 static __always_inline enum guarded guarded_current(void)
 {
 	struct task_struct *p;
 	enum guarded who;
 	u64 start;
 
-	if (has_current_task_btf())
-		return guarded(bpf_get_current_task_btf());
+	if (has_current_task_btf()) {
+		p = bpf_get_current_task_btf();
+		return is_another(p) ? UNGUARDED : guarded(p);
+	}
 	/* where there are no marks */
 	who = named_by(bpf_get_current_pid_tgid() >> 32, &start);
 	if (who == UNGUARDED)

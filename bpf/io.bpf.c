@@ -4,14 +4,21 @@
  * value at the floor (task_nice_ioprio()).
  */
 
-static __noinline int judge_io(struct task_struct *p, int ioprio,
-			       bool forbidden)
+static __always_inline bool is_io_forbidden(int ioprio)
+{
+	u32 asked = ioprio & (IOPRIO_CLASS_MASK | IOPRIO_LEVEL_MASK);
+
+	/* from the highest on; that of class none is beyond all others */
+	return asked - IOPRIO_CLASS_RT < config.io_floor - IOPRIO_CLASS_RT;
+}
+
+static __noinline int judge_io(struct task_struct *p, int ioprio)
 {
 	struct request request = {
 		.hook = HOOK_TASK_SETIOPRIO,
 		.call = CALL_IOPRIO_SET,
 		.rule = RULE_IO,
-		.forbidden = forbidden,
+		.forbidden = is_io_forbidden(ioprio),
 		.known = true,
 		.asked = {ioprio},
 	};
@@ -28,15 +35,9 @@ static __noinline int judge_io(struct task_struct *p, int ioprio,
 SEC("lsm/task_setioprio")
 int BPF_PROG(task_setioprio, struct task_struct *p, int ioprio, int ret)
 {
-	int class = ioprio >> IOPRIO_CLASS_SHIFT & IOPRIO_CLASS_MASK;
-	u32 level = ioprio & IOPRIO_LEVEL_MASK;
-	/* those of class real-time come before those of best-effort */
-	bool forbidden = IOPRIO_LEVELS * (class - IOPRIO_CLASS_RT) + level <
-			 config.io_levels;
-
 	if (ret)
 		return ret;
-	if (is_of_no_interest(forbidden))
+	if (is_of_no_interest(is_io_forbidden(ioprio)) || is_another(p))
 		return 0;
-	return judge_io(p, ioprio, forbidden);
+	return judge_io(p, ioprio);
 }

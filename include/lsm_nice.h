@@ -135,7 +135,7 @@ struct config {
 	u32 links; /* of the guard, without which it is not whole */
 	u32 rules;
 	int floor; /* lowest nice value that may be set */
-	u32 io_levels; /* from real-time 0 on, that may not be set */
+	u32 io_floor; /* highest ioprio that may be set */
 
 	/* yes or no */
 	u32 marks; /* marked tasks are guarded, */

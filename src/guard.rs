@@ -63,7 +63,7 @@ const _: () = assert!(
 
 /// Who made a guard, and the layout of what others read of it: another number for any change of
 /// config, state, event, walked, the enums in them (lsm_nice.h), or a map that is shared (guarded.h).
-pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 3");
+pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 4");
 // What to think of where one of these fails.
 const _: () = assert!(
     MADE_BY.len() < 32
@@ -215,13 +215,17 @@ impl<'obj> Guard<'obj> {
         config.marks = request.marks().into();
         config.children = request.children.into();
         config.cgroup = (request.cgroup.is_some() || kept_cgroup.is_some()).into();
-        open.maps.marks.set_autocreate(request.marks())?;
-        open.maps.marked_late.set_autocreate(request.marks())?;
         open.maps.marked_late.set_max_entries(4096 + 2 * tasks())?;
-        if let Some(old) = request.replaces {
-            open.maps.marks.reuse_fd(old.map("marks")?.as_fd())?;
-            let late = old.map("marked_late")?;
-            open.maps.marked_late.reuse_fd(late.as_fd())?;
+        let maps = &mut open.maps;
+        for (name, map) in [
+            ("marks", &mut maps.marks),
+            (".bss.markable", &mut maps.bss_markable),
+            ("marked_late", &mut maps.marked_late),
+        ] {
+            map.set_autocreate(request.marks())?;
+            if let Some(old) = request.replaces {
+                map.reuse_fd(old.map(name)?.as_fd())?;
+            }
         }
         let mut skel = open.load()?;
 
@@ -544,7 +548,7 @@ fn open<'obj>(
     config.pidns_dev = pidns.st_dev();
     config.pidns_ino = pidns.st_ino();
     config.floor = request.floor;
-    config.io_levels = rules::io_levels(request.floor);
+    config.io_floor = rules::io_floor(request.floor);
     config.rules = request
         .doors
         .iter()

@@ -402,9 +402,9 @@ fn io_level(nice: i32) -> i32 {
     (nice + 20) / 5
 }
 
-/// How many levels may not be set, the eight of class real-time and those of best-effort above.
-pub fn io_levels(floor: i32) -> u32 {
-    8 + io_level(floor).unsigned_abs()
+/// The highest I/O priority that may be set, of class best-effort.
+pub fn io_floor(floor: i32) -> u32 {
+    (IOPRIO_CLASS_BE << IOPRIO_CLASS_SHIFT | io_level(floor)).unsigned_abs()
 }
 
 type Seen<'a> = &'a mut dyn FnMut() -> Result<()>;
