@@ -65,7 +65,7 @@ live:
 		--message-format=json-render-diagnostics | \
 		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
 	[ -n "$$exe" ] || { echo "make live: cargo named no executable of the live tests" >&2; exit 1; }; \
-	cp "$$exe" $(LIVE)
+	cmp -s "$$exe" $(LIVE) || cp "$$exe" $(LIVE)
 
 test: lint live ## format, clippy, unit and command-line tests, live tests in a VM
 	cargo test --release
@@ -85,7 +85,7 @@ bench: setup build ## measure what lsm-nice costs, on 6.12 and the newest kernel
 	benches/run $(BIN) "$(BENCH)" docs/bench 6.12 newest
 	cargo bench --bench plot -- draw docs/bench
 
-bench-check: setup build ## compare what calls cost on 6.12 with docs/bench: 5 % worse fails
+bench-check: setup live ## compare what calls cost on 6.12 with docs/bench: 5 % worse fails
 	benches/run quick $(BIN) "$(BENCH)" $(TARGET)/bench/now 6.12
 	cargo bench --bench plot -- compare docs/bench/6.12.json $(TARGET)/bench/now/6.12.json
 

@@ -84,7 +84,10 @@ static __always_inline struct task_key key_of(struct task_struct *p)
 	return key;
 }
 
-/* By subtraction alone the verifier makes a number of a pointer. */
+/*
+ * By subtraction alone the verifier makes a number of a pointer. The hash is a
+ * part of the layout, see MADE_BY in guard.rs.
+ */
 static __always_inline volatile u8 *markable_at(struct task_struct *p)
 {
 	u64 address = (u64)p - (u64)markable;
@@ -95,7 +98,8 @@ static __always_inline volatile u8 *markable_at(struct task_struct *p)
 
 static __always_inline struct mark *mark_of(struct task_struct *p)
 {
-	return bpf_task_storage_get(&marks, p, NULL, 0);
+	return *markable_at(p) ? bpf_task_storage_get(&marks, p, NULL, 0) :
+				 NULL;
 }
 
 /* Gives @p, which has none, a mark like @mark; false is out of memory. */
@@ -140,12 +144,16 @@ static __always_inline bool mark_late(struct task_struct *p,
 	return true;
 }
 
-/* Still in copy_process() or on its way out of it, and never run. */
-static __always_inline bool is_new(struct task_struct *p)
+/*
+ * Still in copy_process() or on its way out of it, and never run. Who is not
+ * has all marks that it gets there, and its cgroup: those are looked at later.
+ */
+static __always_inline u32 is_new(struct task_struct *p)
 {
-	if (bpf_core_field_exists(p->__state))
-		return p->__state & TASK_NEW;
-	return p->state & TASK_NEW;
+	u32 state = bpf_core_field_exists(p->__state) ? p->__state : p->state;
+
+	barrier();
+	return state & TASK_NEW;
 }
 
 /* Without marks: which of the two that state names has this tgid. */
@@ -165,7 +173,7 @@ static __always_inline bool is_another(struct task_struct *p)
 	if (config.cgroup)
 		return false;
 	if (config.marks)
-		return !*markable_at(p) && !is_new(p);
+		return !is_new(p) && !*markable_at(p);
 	return p->tgid != state.target.tgid && p->tgid != state.trial.tgid;
 }
 
@@ -222,11 +230,11 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 	enum guarded who;
 	struct mark *mark;
 	u64 start;
+	u32 unseen = config.marks || config.cgroup ? is_new(p) : 0;
 
 	if (config.marks) {
-		/* without a cgroup is_another() has looked already */
-		mark = !config.cgroup || *markable_at(p) ? mark_of(p) : NULL;
-		who = !mark && is_new(p) ? mark_to_come(p) : guarded_by(mark);
+		mark = mark_of(p);
+		who = !mark && unseen ? mark_to_come(p) : guarded_by(mark);
 		if (who != UNGUARDED)
 			return who;
 	} else {
@@ -235,21 +243,20 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 		    p->group_leader->start_boottime == start)
 			return who;
 	}
-	if (config.cgroup && (in_cgroup(p) || (is_new(p) && cgroup_to_come(p))))
+	if (config.cgroup && (in_cgroup(p) || (unseen && cgroup_to_come(p))))
 		return GUARDED;
 	return UNGUARDED;
 }
 
+/* The same for the current task, where that is the one that rules are about. */
 static __always_inline enum guarded guarded_current(void)
 {
 	struct task_struct *p;
 	enum guarded who;
 	u64 start;
 
-	if (has_current_task_btf()) {
-		p = bpf_get_current_task_btf();
-		return is_another(p) ? UNGUARDED : guarded(p);
-	}
+	if (has_current_task_btf())
+		return guarded(bpf_get_current_task_btf());
 	/* where there are no marks */
 	who = named_by(bpf_get_current_pid_tgid() >> 32, &start);
 	if (who == UNGUARDED)

@@ -10,11 +10,9 @@ static __always_inline bool inherits(u64 clone_flags, struct mark *new)
 
 	if (!config.children && !(clone_flags & CLONE_THREAD))
 		return false;
-	if (*markable_at(creator)) {
-		new->guarded = guarded_by(mark_of(creator));
-		if (new->guarded != UNGUARDED)
-			return true;
-	}
+	new->guarded = guarded_by(mark_of(creator));
+	if (new->guarded != UNGUARDED)
+		return true;
 	if (!starting)
 		return false;
 	new->guarded = PENDING;

@@ -70,19 +70,6 @@ static __noinline int judge_nice(struct task_struct *p, int nice)
 	return verdict(who, &request, p);
 }
 
-/* For who is not guarded, but may write to the autogroup of who is. */
-static __noinline int judge_writer(struct task_struct *p, int nice)
-{
-	enum call call;
-
-	if (p != current_task())
-		return 0;
-	call = call_of(p);
-	if (call == CALL_NICE || call == CALL_SETPRIORITY)
-		return 0;
-	return judge_nice(p, nice);
-}
-
 /*
  * Called by set_one_prio() for setpriority(2), once for each process that
  * PRIO_PROCESS, PRIO_PGRP or PRIO_USER names, and by nice(2), with the value
@@ -99,7 +86,5 @@ int BPF_PROG(task_setnice, struct task_struct *p, int nice, int ret)
 		return ret;
 	if (is_of_no_interest(nice < config.floor))
 		return 0;
-	if (is_another(p))
-		return config.autogroup ? judge_writer(p, nice) : 0;
 	return judge_nice(p, nice);
 }

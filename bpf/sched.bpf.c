@@ -155,8 +155,6 @@ int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 	if (ret)
 		return ret;
 	/* before the request, which takes longer to find out */
-	if (is_another(p))
-		return 0;
 	who = guarded(p);
 	if (who == UNGUARDED)
 		return 0;

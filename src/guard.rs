@@ -62,7 +62,8 @@ const _: () = assert!(
 );
 
 /// Who made a guard, and the layout of what others read of it: another number for any change of
-/// config, state, event, walked, the enums in them (lsm_nice.h), or a map that is shared (guarded.h).
+/// config, state, event, walked, the enums in them (lsm_nice.h), of a map that is shared or of how
+/// it is looked up (guarded.h).
 pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 4");
 // What to think of where one of these fails.
 const _: () = assert!(
@@ -389,8 +390,19 @@ impl<'obj> Guard<'obj> {
         // without a thread they are dropped here
         let _ = thread::Builder::new().spawn(|| {
             drop(finders);
-            give_back_code();
+            give_back();
         });
+        if let Some(markable) = self.skel.maps.bss_markable_data.as_deref_mut() {
+            let length = size_of_val(markable);
+            // SAFETY: mapped for libbpf alone, which looks at it no more.
+            let _ = unsafe {
+                madvise(
+                    ptr::from_mut(markable).cast(),
+                    length,
+                    Advice::LinuxDontNeed,
+                )
+            };
+        }
         let progs = &self.skel.progs;
         for prog in [&progs.resolve, &progs.resolve_cgroup] {
             // SAFETY: a program of the object, of which nobody has the descriptor.
@@ -622,9 +634,9 @@ fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_plac
     Ok(state.resolved_cgroup)
 }
 
-/// Takes the code out of this process, nearly all of which a start alone needs. What is needed again
-/// comes from the page cache.
-fn give_back_code() {
+/// Gives back the memory that a start alone needs: free parts of the heap, and the code, of which what
+/// is needed again comes from the page cache.
+fn give_back() {
     unsafe extern "C" {
         // of the linker: the first byte that is mapped, and the one after the code
         static __executable_start: u8;
@@ -635,6 +647,11 @@ fn give_back_code() {
     let pages = length - length % rustix::param::page_size();
     // SAFETY: code and constants, which nobody has written to: they are as the file has them.
     let _ = unsafe { madvise(start.cast(), pages, Advice::LinuxDontNeed) };
+    // SAFETY: takes a number.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// Waits for the end of the calls to setpriority(2) and ioprio_set(2) that were past the hook when
