@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::env;
 use std::io::{self, IsTerminal};
+use std::mem::{self, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -212,6 +213,9 @@ struct Printer {
     /// The last second that was printed, and how, as most events are in it too.
     second: i64,
     printed: String,
+    /// The last event, and its line, as a flood is of events that differ by nanoseconds alone.
+    last: event,
+    line: String,
 }
 
 #[derive(Serialize)]
@@ -255,6 +259,8 @@ impl Printer {
             ahead: 0,
             second: i64::MIN,
             printed: String::new(),
+            last: event::default(),
+            line: String::new(),
         }
     }
 
@@ -264,32 +270,34 @@ impl Printer {
         self.ahead = now - self.clock.age(0);
     }
 
-    fn line(&mut self, event: &event) -> String {
-        let mut line = String::with_capacity(if self.json { 512 } else { 128 });
-        match self.json {
-            true => self.json(event, &mut line),
-            false => self.text(event, &mut line),
-        }
-        line.push('\n');
-        line
-    }
-
-    /// The local time of an event, to the second (RFC 3339), and the nanoseconds since.
-    fn time(&mut self, event: &event) -> (&str, i64) {
+    fn line(&mut self, event: &event) -> &str {
         let time = event.time.cast_signed() + self.ahead;
         let second = time.div_euclid(1_000_000_000);
+        // text has no nanoseconds
+        if !self.json && second == self.second && but_time(event) == but_time(&self.last) {
+            return &self.line;
+        }
         if second != self.second {
             self.second = second;
             let time = DateTime::from_timestamp(second, 0).unwrap_or_default();
             let time = time.with_timezone(&Local);
             self.printed = time.to_rfc3339_opts(SecondsFormat::Secs, false);
         }
-        (&self.printed, time.rem_euclid(1_000_000_000))
+        self.last = *event;
+        let mut line = mem::take(&mut self.line);
+        line.clear();
+        match self.json {
+            true => self.json(event, time.rem_euclid(1_000_000_000), &mut line),
+            false => self.text(event, &mut line),
+        }
+        line.push('\n');
+        self.line = line;
+        &self.line
     }
 
-    fn text(&mut self, event: &event, line: &mut String) {
+    fn text(&self, event: &event, line: &mut String) {
         let (verdict, colour) = verdict_of(event);
-        *line += self.time(event).0;
+        *line += &self.printed;
         let (on, off) = match self.colour {
             true => (colour, "\x1b[m"),
             false => ("", ""),
@@ -312,10 +320,9 @@ impl Printer {
         }
     }
 
-    fn json(&mut self, event: &event, line: &mut String) {
-        let (second, nanoseconds) = self.time(event);
+    fn json(&self, event: &event, nanoseconds: i64, line: &mut String) {
         // up to the second, and the offset of the time zone
-        let (time, offset) = second.split_at(second.len().min(19));
+        let (time, offset) = self.printed.split_at(self.printed.len().min(19));
         let time = format!("{time}.{nanoseconds:09}{offset}");
         let rule = Rule::by_bit(event.rule.0);
         let value = |values: &[i64]| rule.map(|rule| (rule.value)(values));
@@ -347,6 +354,13 @@ impl Printer {
             }
         }
     }
+}
+
+/// All that is behind the time.
+fn but_time(event: &event) -> &[u8] {
+    // SAFETY: numbers without padding.
+    let bytes = unsafe { plain::as_bytes(event) };
+    &bytes[offset_of!(event, verdict)..]
 }
 
 fn verdict_of(event: &event) -> (&'static str, &'static str) {
@@ -537,6 +551,23 @@ mod tests {
         for event in &events() {
             let line = line(event, false);
             assert!(line.width() < 120, "{}: {line}", line.width());
+        }
+    }
+
+    #[test]
+    fn a_line_is_of_its_event_whatever_was_printed_before() {
+        let mut printer = Printer::new(Clock::default(), -20, false);
+        printer.colour = false;
+        for mut event in events() {
+            for later in [0, 1, 1_000_000_000] {
+                event.time = later;
+                let own = line(&event, false);
+                assert_eq!(printer.line(&event), own + "\n");
+            }
+            event.time += 1;
+            event.caller.pid += 1;
+            let own = line(&event, false);
+            assert_eq!(printer.line(&event), own + "\n");
         }
     }
 
