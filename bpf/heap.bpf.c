@@ -47,14 +47,17 @@ static __noinline int judge_mprotect(struct vm_area_struct *vma, u64 prot,
 		.asked = {0, 0, prot},
 	};
 	struct mm_struct *mm = vma->vm_mm;
-	enum guarded who = guarded_current();
+	enum guarded who;
 	u64 start, brk;
 
-	if (who == UNGUARDED || !mm)
+	if (!mm)
 		return 0;
 	brk = mm->brk;
 	forbidden &= vma->vm_start < page_align(brk);
-	if (is_of_no_interest(forbidden) || !ask_range(&request, vma))
+	if (is_of_no_interest(forbidden))
+		return 0;
+	who = guarded_current();
+	if (who == UNGUARDED || !ask_range(&request, vma))
 		return 0;
 	/* where there is no heap yet brk is start_brk, within a page */
 	start = mm->start_brk;

@@ -6,10 +6,12 @@
 
 static __always_inline bool is_io_forbidden(int ioprio)
 {
-	u32 asked = ioprio & (IOPRIO_CLASS_MASK | IOPRIO_LEVEL_MASK);
+	const u32 highest = IOPRIO_CLASS_RT << IOPRIO_CLASS_SHIFT;
+	u32 asked = ioprio & (IOPRIO_CLASS_MASK << IOPRIO_CLASS_SHIFT |
+			      IOPRIO_LEVEL_MASK);
 
-	/* from the highest on; that of class none is beyond all others */
-	return asked - IOPRIO_CLASS_RT < config.io_floor - IOPRIO_CLASS_RT;
+	/* class none is below the highest, and so wraps to beyond all others */
+	return asked - highest < config.io_floor - highest;
 }
 
 static __noinline int judge_io(struct task_struct *p, int ioprio)

@@ -54,8 +54,9 @@ typedef _Bool bool;
 #define DEFAULT_PRIO 120
 
 /* uapi/linux/ioprio.h */
-#define IOPRIO_CLASS_MASK (7 << 13)
-#define IOPRIO_CLASS_RT (1 << 13)
+#define IOPRIO_CLASS_SHIFT 13
+#define IOPRIO_CLASS_MASK 7
+#define IOPRIO_CLASS_RT 1
 #define IOPRIO_LEVEL_MASK 7
 
 /* uapi/asm-generic/mman-common.h */
