@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! The kernel's BTF, cut down to the types that the programs touch.
+//! The kernel's BTF: cut down to the types that the programs touch, and searched for functions.
 //!
-//! libbpf goes through all types of the kernel once for each that CO-RE asks for, which would be a
-//! sixth of the time of a start. The format: Documentation/bpf/btf.rst.
+//! libbpf goes through all types of the kernel once for each that CO-RE asks for, and for each
+//! function, which would be a third of the time of a start. The format: Documentation/bpf/btf.rst.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 
 use libbpf_rs::libbpf_sys::{
     BTF_KIND_ARRAY as ARRAY, BTF_KIND_CONST as CONST, BTF_KIND_DATASEC as DATASEC,
@@ -45,80 +46,135 @@ const TYPES: [&str; 17] = [
 /// The length of the header that is written here.
 const HEADER: usize = size_of::<btf_header>();
 
-/// A file for libbpf instead of the kernel's own; None where that is not what is known here, and
-/// libbpf may see for itself.
-pub fn reduced() -> Option<File> {
-    let bytes = reduce(&fs::read(VMLINUX).ok()?)?;
-    let mut file = File::from(memfd_create("btf", MemfdFlags::CLOEXEC).ok()?);
-    file.write_all(&bytes).ok()?;
-    Some(file)
-}
-
-fn reduce(btf: &[u8]) -> Option<Vec<u8>> {
-    let mut kernel = Kernel::read(btf)?;
-    for id in kernel.wanted() {
-        kernel.copy(id)?;
-    }
-    let (types, strings) = (kernel.new_types, kernel.new_strings);
-    let mut bytes = Vec::from(&btf[..8]); // up to the length of the header
-    bytes[4..8].copy_from_slice(&(HEADER as u32).to_ne_bytes());
-    for number in [0, types.len(), types.len(), strings.len()] {
-        bytes.extend((number as u32).to_ne_bytes());
-    }
-    bytes.extend(types);
-    bytes.extend(strings);
-    Some(bytes)
-}
-
-struct Kernel<'a> {
-    types: &'a [u8],
-    strings: &'a [u8],
-    /// Where each type is in `types`. Their ids start at 1.
+/// The kernel's own BTF.
+pub struct Kernel {
+    bytes: Vec<u8>,
+    types: Range<usize>,
+    strings: Range<usize>,
+    /// Where each type is among them. Their ids start at 1.
     at: Vec<usize>,
-    new_types: Vec<u8>,
-    new_strings: Vec<u8>,
-    new_ids: HashMap<u32, u32>,
-    last: u32,
 }
 
-impl<'a> Kernel<'a> {
-    fn read(btf: &'a [u8]) -> Option<Self> {
-        if btf.get(..2)? != (BTF_MAGIC as u16).to_ne_bytes() {
+impl Kernel {
+    /// None where that is not what is known here, and libbpf may see for itself.
+    pub fn read() -> Option<Self> {
+        Self::parse(fs::read(VMLINUX).ok()?)
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        if bytes.get(..2)? != (BTF_MAGIC as u16).to_ne_bytes() {
             return None;
         }
-        let body = btf.get(number(btf, 4)? as usize..)?;
+        let body = number(&bytes, 4)? as usize;
         let part = |field| {
-            let (start, length) = (number(btf, field)?, number(btf, field + 4)?);
-            body.get(start as usize..)?.get(..length as usize)
+            let start = body.checked_add(number(&bytes, field)? as usize)?;
+            let end = start.checked_add(number(&bytes, field + 4)? as usize)?;
+            bytes.get(start..end)?;
+            Some(start..end)
         };
         let (types, strings) = (part(8)?, part(16)?);
         let (mut at, mut next) = (Vec::with_capacity(types.len() / 20), 0);
         while next < types.len() {
             at.push(next);
-            next += 12 + rest(number(types, next + 4)?)?;
+            next += 12 + rest(number(&bytes[types.clone()], next + 4)?)?;
         }
         Some(Self {
             types,
             strings,
             at,
-            new_types: Vec::new(),
-            new_strings: vec![0],
-            new_ids: HashMap::new(),
-            last: 0,
+            bytes,
         })
     }
 
-    /// All of TYPES, which may be there more than once.
-    fn wanted(&self) -> Vec<u32> {
-        let wanted = |at: usize| {
-            let kind = kind(number(self.types, at + 4)?);
-            let name = self.string(number(self.types, at)?)?;
-            ([STRUCT, ENUM].contains(&kind) && TYPES.iter().any(|wanted| is(name, wanted)))
-                .then_some(())
-        };
-        let ids = (1..).zip(&self.at);
-        ids.filter_map(|(id, at)| wanted(*at).map(|()| id))
-            .collect()
+    /// The id of each function or type, by its kind and name.
+    pub fn ids(&self, wanted: &[(u32, String)]) -> Vec<Option<u32>> {
+        let mut ids = vec![None; wanted.len()];
+        for (which, id) in self.named(wanted) {
+            ids[which].get_or_insert(id);
+        }
+        ids
+    }
+
+    /// A file with TYPES alone, for libbpf.
+    pub fn reduced(&self) -> Option<File> {
+        let mut file = File::from(memfd_create("btf", MemfdFlags::CLOEXEC).ok()?);
+        file.write_all(&self.reduce()?).ok()?;
+        Some(file)
+    }
+
+    fn reduce(&self) -> Option<Vec<u8>> {
+        let wanted = TYPES.map(|name| match name {
+            "bpf_func_id" => (ENUM, name),
+            _ => (STRUCT, name),
+        });
+        let mut few = Few::new(self);
+        for (_, id) in self.named(&wanted) {
+            few.copy(id)?;
+        }
+        let mut bytes = Vec::from(self.bytes.get(..8)?); // up to the length of the header
+        bytes[4..].copy_from_slice(&(HEADER as u32).to_ne_bytes());
+        for number in [0, few.types.len(), few.types.len(), few.strings.len()] {
+            bytes.extend((number as u32).to_ne_bytes());
+        }
+        bytes.extend(few.types);
+        bytes.extend(few.strings);
+        Some(bytes)
+    }
+
+    /// Which of `wanted`, kinds and names, each type is that is among them, and its id. A name may
+    /// be there more than once.
+    fn named<S: AsRef<str>>(&self, wanted: &[(u32, S)]) -> impl Iterator<Item = (usize, u32)> {
+        // for most types that is all that has to be looked at
+        let kinds = wanted.iter().fold(0, |kinds, (kind, _)| kinds | 1 << kind);
+        let mut starts = [false; 1 << 12];
+        for (_, name) in wanted {
+            starts[start(name.as_ref().as_bytes())] = true;
+        }
+        let (types, strings) = (self.types(), self.strings());
+        (1..).zip(&self.at).filter_map(move |(id, at)| {
+            let of_kind = kind(number(types, at + 4)?);
+            if kinds >> of_kind & 1 == 0 {
+                return None;
+            }
+            let name = strings.get(number(types, *at)? as usize..)?;
+            if !starts[start(name)] {
+                return None;
+            }
+            let mut wanted = wanted.iter();
+            let which =
+                wanted.position(|(kind, wanted)| *kind == of_kind && is(name, wanted.as_ref()))?;
+            Some((which, id))
+        })
+    }
+
+    fn types(&self) -> &[u8] {
+        &self.bytes[self.types.clone()]
+    }
+
+    fn strings(&self) -> &[u8] {
+        &self.bytes[self.strings.clone()]
+    }
+}
+
+/// Types that are copied from the kernel's.
+struct Few<'a> {
+    kernel: &'a Kernel,
+    types: Vec<u8>,
+    strings: Vec<u8>,
+    /// By the ids that they have in the kernel.
+    ids: HashMap<u32, u32>,
+    last: u32,
+}
+
+impl<'a> Few<'a> {
+    fn new(kernel: &'a Kernel) -> Self {
+        Self {
+            kernel,
+            types: Vec::new(),
+            strings: vec![0],
+            ids: HashMap::new(),
+            last: 0,
+        }
     }
 
     /// Copies a type with all that is in it, as far as CO-RE looks: what pointers point to is
@@ -127,19 +183,19 @@ impl<'a> Kernel<'a> {
         if id == 0 {
             return Some(0);
         }
-        if let Some(new) = self.new_ids.get(&id) {
+        if let Some(new) = self.ids.get(&id) {
             return Some(*new);
         }
-        let at = *self.at.get(id as usize - 1)?;
-        let info = number(self.types, at + 4)?;
+        let (at, types) = (*self.kernel.at.get(id as usize - 1)?, self.kernel.types());
+        let info = number(types, at + 4)?;
         let length = 12 + rest(info)?;
-        let mut record = Vec::from(self.types.get(at..at + length)?);
+        let mut record = Vec::from(types.get(at..at + length)?);
         let entries = |size| (12..length).step_by(size);
         // where in the record names are, beside its own, and types
         let (names, types): (Vec<_>, Vec<_>) = match kind(info) {
             TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => {
                 let new = self.copy(number(&record, 8)?)?;
-                self.new_ids.insert(id, new);
+                self.ids.insert(id, new);
                 return Some(new);
             }
             PTR => {
@@ -164,26 +220,21 @@ impl<'a> Kernel<'a> {
             let new = self.copy(number(&record, place)?)?;
             record[place..place + 4].copy_from_slice(&new.to_ne_bytes());
         }
-        self.new_types.extend(record);
+        self.types.extend(record);
         self.last += 1;
-        self.new_ids.insert(id, self.last);
+        self.ids.insert(id, self.last);
         Some(self.last)
     }
 
     fn copy_string(&mut self, at: u32) -> Option<u32> {
-        let string = self.string(at)?;
+        let string = self.kernel.strings().get(at as usize..)?;
         let length = string.iter().position(|byte| *byte == 0)?;
         if length == 0 {
             return Some(0);
         }
-        let new = self.new_strings.len();
-        self.new_strings.extend(&string[..=length]);
+        let new = self.strings.len();
+        self.strings.extend(&string[..=length]);
         Some(new as u32)
-    }
-
-    /// From a name on to the end of all.
-    fn string(&self, at: u32) -> Option<&'a [u8]> {
-        self.strings.get(at as usize..)
     }
 }
 
@@ -194,6 +245,14 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn is(string: &[u8], name: &str) -> bool {
     string.starts_with(name.as_bytes()) && string.get(name.len()) == Some(&0)
+}
+
+/// Another number for most names that begin with others than these three bytes.
+fn start(name: &[u8]) -> usize {
+    match *name {
+        [a, b, c, ..] => usize::from(a) << 5 & 0xfff ^ usize::from(b) << 3 ^ usize::from(c),
+        _ => 0,
+    }
 }
 
 fn kind(info: u32) -> u32 {

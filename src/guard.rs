@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use libbpf_rs::libbpf_sys::BTF_KIND_FUNC;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
     AsRawLibbpf, ErrorKind, Iter, Link, MapCore, MapFlags, OpenObject, ProgramMut, RingBuffer,
@@ -23,7 +24,8 @@ use rustix::mm::{Advice, madvise};
 use rustix::process::{Pid, getpid};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::btf;
+use crate::attach;
+use crate::btf::Kernel;
 use crate::cgroup::Cgroup;
 use crate::check;
 use crate::output::Failure;
@@ -209,8 +211,19 @@ impl<'obj> Guard<'obj> {
         if request.cgroup.is_some() {
             programs.push("resolve_cgroup");
         }
-        let kernel_types = btf::reduced();
+        let kernel = Kernel::read();
+        let kernel_types = kernel.as_ref().and_then(Kernel::reduced);
+        if kernel_types.is_some() {
+            attach::spare_libbpf_the_search();
+        }
         let mut open = open(object, &programs, request, kernel_types.as_ref())?;
+        if let Some(kernel) = kernel {
+            let progs = open.open_object().progs().filter(|prog| prog.autoload());
+            attach::find(
+                &kernel,
+                progs.filter_map(|prog| Some(prog.section().to_str()?.into())),
+            );
+        }
         let kept_cgroup = request.replaces.map_or(Ok(None), Standing::cgroup)?;
         let config = config_of(&mut open)?;
         config.marks = request.marks().into();
@@ -577,17 +590,12 @@ fn open<'obj>(
 /// The kernel's functions that programs are attached to, by the name of the program.
 pub fn functions() -> Result<HashMap<String, String>> {
     let mut object = MaybeUninit::uninit();
-    let mut open = LsmNiceSkelBuilder::default().open(&mut object)?;
-    let progs = open.open_object_mut().progs_mut();
+    let open = LsmNiceSkelBuilder::default().open(&mut object)?;
+    let progs = open.open_object().progs();
     Ok(progs
         .filter_map(|prog| {
-            let section = prog.section().to_str()?;
-            let function = match section.split_once('/')? {
-                ("lsm", hook) => format!("bpf_lsm_{hook}"),
-                ("fentry", function) => function.into(),
-                _ => return None,
-            };
-            Some((prog.name().to_str()?.into(), function))
+            let (kind, function) = attach::attached_to(prog.section().to_str()?)?;
+            (kind == BTF_KIND_FUNC).then_some((prog.name().to_str()?.into(), function))
         })
         .collect())
 }
@@ -671,7 +679,7 @@ fn tasks() -> u32 {
 }
 
 fn attach(prog: &ProgramMut<'_>) -> Result<Link> {
-    prog.attach().map_err(|error| match error.kind() {
+    attach::attach(prog).map_err(|error| match error.kind() {
         ErrorKind::TooBig => Failure::new(
             format!(
                 "the hook {} has as many BPF programs already as the kernel takes on one",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! lsm-nice: a ceiling on a process's priority, enforced by the kernel through BPF LSM.
 
+mod attach;
 mod btf;
 mod cgroup;
 mod check;
