@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 /*
- * What lsm-nice names, as the kernel knows it. The kernel looks it up itself,
- * in the namespaces of lsm-nice, for a system call that only reads; the hook of
- * that call has what it found. Nothing is ever refused here, and nothing noted
- * that another process asks. Attached while a guard starts, and then no more.
+ * The one process or the cgroup that lsm-nice names, as the kernel knows it. The
+ * kernel looks it up itself, in the namespaces of lsm-nice, for a system call
+ * that only reads; the hook of that call has what it found. Nothing is ever
+ * refused here, and nothing noted that another process asks. Attached while a
+ * guard starts, and then no more.
  */
 
 static __always_inline bool asked_by_lsm_nice(void)
@@ -15,40 +16,36 @@ static __always_inline bool asked_by_lsm_nice(void)
 	       caller.tgid == config.asker;
 }
 
-/*
- * A PID: called by sched_getscheduler(2). The task becomes marked as
- * state.mark_as says, if it says so.
- */
-SEC("lsm/task_getscheduler")
-int BPF_PROG(resolve, struct task_struct *p, int ret)
+/* What events need to know of lsm-nice, which is the current task. */
+static __always_inline void note_asker(void)
 {
-	struct task_struct *caller;
+	struct task_struct *asker;
 	struct upid upid = {};
 	struct pid *pid;
 	u32 level;
-	u64 start;
 
+	if (!config.events)
+		return;
+	asker = (struct task_struct *)bpf_get_current_task();
+	pid = BPF_CORE_READ(asker, thread_pid);
+	level = BPF_CORE_READ(pid, level);
+	bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
+	state.pidns = (u64)upid.ns;
+	state.pidns_level = level;
+	state.asked_at = bpf_ktime_get_boot_ns();
+}
+
+/* A PID: called by sched_getscheduler(2). */
+SEC("lsm/task_getscheduler")
+int BPF_PROG(resolve, struct task_struct *p, int ret)
+{
 	if (ret)
 		return ret;
 	if (!asked_by_lsm_nice())
 		return 0;
-	start = p->group_leader->start_boottime;
-	/* the child of the trial may have a mark of the guard to be replaced */
-	if (config.marks && state.mark_as &&
-	    (state.mark_as == TRIAL || guarded_by(mark_of(p)) == UNGUARDED) &&
-	    !mark_late(p, state.mark_as))
-		return -ENOMEM;
-	state.resolved.start = start;
+	state.resolved.start = p->group_leader->start_boottime;
 	state.resolved.tgid = p->tgid;
-	if (config.events) {
-		caller = (struct task_struct *)bpf_get_current_task();
-		pid = BPF_CORE_READ(caller, thread_pid);
-		level = BPF_CORE_READ(pid, level);
-		bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
-		state.pidns = (u64)upid.ns;
-		state.pidns_level = level;
-		state.asked_at = bpf_ktime_get_boot_ns();
-	}
+	note_asker();
 	state.answers++;
 	return 0;
 }

@@ -14,50 +14,76 @@ static __always_inline int local_pid(struct task_struct *leader)
 	return nr;
 }
 
-/* Marks @p where its process, or with state.tree its parent, is marked. */
-static __always_inline bool marked(struct task_struct *p,
-				   struct task_struct *leader)
-{
-	struct mark *its;
-	enum guarded who;
+/* The processes that a start asks for, by their PID in the namespace of lsm-nice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set before the load */
+	__type(key, int);
+	__type(value, struct wanted);
+} wanted SEC(".maps");
 
-	if (!config.marks)
-		return false;
-	its = mark_of(p);
-	if (its && its->guarded != PENDING)
-		return true;
-	who = guarded_by(its);
-	if (who == UNGUARDED)
-		who = guarded_by(mark_of(leader));
-	if (who == UNGUARDED && state.tree)
-		who = guarded_by(mark_of(p->real_parent));
+/*
+ * Marks @p where its process is @wanted or marked, or with config.tree its
+ * parent is marked. The leader is not typed: from 6.2 on the verifier searches
+ * all of BTF for that, three times.
+ */
+static __always_inline bool marked(struct task_struct *p,
+				   struct process *process,
+				   struct wanted *wanted)
+{
+	struct task_key leader = {
+		.start = process->start,
+		.pid = process->tgid,
+		.round = config.round,
+	};
+	struct mark *its = mark_of(p);
+	enum guarded who = guarded_by(its);
+
+	if (wanted && who != wanted->as) {
+		/* the child of the trial too, of a guard to be replaced */
+		who = wanted->as;
+	} else {
+		if (its && its->guarded != PENDING)
+			return true;
+		if (who == UNGUARDED)
+			who = marked_late_as(&leader);
+		if (who == UNGUARDED && config.tree && state.starting)
+			who = guarded_by(mark_of(p->real_parent));
+	}
 	return who != UNGUARDED && mark_late(p, who);
 }
 
 /*
  * Every task of user space in the PID namespace of whoever reads the iterator:
- * marks what belongs to the marked, and writes out who is guarded.
+ * marks what a start asks for and what belongs to the marked, and writes out who
+ * is guarded.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)
 {
 	struct task_struct *p = ctx->task, *leader;
+	struct wanted *its = NULL;
 	struct walked out = {};
 
 	if (!p) {
 		/* the end of the walk */
 		state.asked_at = bpf_ktime_get_boot_ns();
+		if (state.starting && asked_by_lsm_nice())
+			note_asker();
 		return 0;
 	}
 	if (p->flags & PF_KTHREAD)
 		return 0;
-	leader = p->group_leader;
-	out.marked = marked(p, leader);
-	if (p->exit_state || guarded(p) != GUARDED)
-		return 0;
-	out.process.start = leader->start_boottime;
+	leader = BPF_CORE_READ(p, group_leader);
+	out.process.start = BPF_CORE_READ(leader, start_boottime);
 	out.process.tgid = p->tgid;
 	out.pid = local_pid(leader);
-	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	if (state.starting)
+		its = bpf_map_lookup_elem(&wanted, &out.pid);
+	if (its)
+		its->process = out.process;
+	out.marked = config.marks && marked(p, &out.process, its);
+	if (!p->exit_state && guarded(p) == GUARDED)
+		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

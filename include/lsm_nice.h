@@ -146,6 +146,7 @@ struct config {
 	u32 events; /* requests are reported, */
 	u32 allowed; /* also those that are allowed, */
 	u32 exe; /* with the executable of the caller */
+	u32 tree; /* a start marks the children of the marked too */
 };
 
 /* A target as it was named, under its process. */
@@ -188,15 +189,19 @@ struct state {
 	u64 pidns; /* the PID namespace of lsm-nice, */
 	u32 pidns_level; /* and its level */
 	u32 deaf; /* yes or no: nobody reads the reports any more */
-	enum guarded mark_as; /* what a process asked for becomes */
-
 	u32 starting; /* yes or no: tasks are being marked */
-	u32 tree; /* yes or no: the walk marks the children of the marked too */
 	u32 all; /* yes or no: what no rule forbids is judged too */
 	u64 marked; /* tasks marked by anyone but their own creator, */
 	u64 inherited; /* by their creator, */
 	u64 unmarked; /* and not, for lack of memory */
 	u64 missed; /* new tasks not marked for lack of it, never to be found */
+};
+
+/* A process that a start asks for, under its PID. */
+struct wanted {
+	struct process process; /* as the walk has found it */
+	enum guarded as; /* what it becomes */
+	u32 pad;
 };
 
 /* What the walk writes for each guarded task that has not exited. */

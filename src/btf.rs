@@ -51,8 +51,8 @@ pub struct Kernel {
     bytes: Vec<u8>,
     types: Range<usize>,
     strings: Range<usize>,
-    /// Where each type is among them. Their ids start at 1.
-    at: Vec<usize>,
+    /// Where each type is among them, and its kind. Their ids start at 1.
+    at: Vec<(u32, u32)>,
 }
 
 impl Kernel {
@@ -75,8 +75,9 @@ impl Kernel {
         let (types, strings) = (part(8)?, part(16)?);
         let (mut at, mut next) = (Vec::with_capacity(types.len() / 20), 0);
         while next < types.len() {
-            at.push(next);
-            next += 12 + rest(number(&bytes[types.clone()], next + 4)?)?;
+            let info = number(&bytes[types.clone()], next + 4)?;
+            at.push((next as u32, kind(info)));
+            next += 12 + rest(info)?;
         }
         Some(Self {
             types,
@@ -131,18 +132,17 @@ impl Kernel {
             starts[start(name.as_ref().as_bytes())] = true;
         }
         let (types, strings) = (self.types(), self.strings());
-        (1..).zip(&self.at).filter_map(move |(id, at)| {
-            let of_kind = kind(number(types, at + 4)?);
+        (1..).zip(&self.at).filter_map(move |(id, (at, of_kind))| {
             if kinds >> of_kind & 1 == 0 {
                 return None;
             }
-            let name = strings.get(number(types, *at)? as usize..)?;
+            let name = strings.get(number(types, *at as usize)? as usize..)?;
             if !starts[start(name)] {
                 return None;
             }
             let mut wanted = wanted.iter();
             let which =
-                wanted.position(|(kind, wanted)| *kind == of_kind && is(name, wanted.as_ref()))?;
+                wanted.position(|(kind, wanted)| kind == of_kind && is(name, wanted.as_ref()))?;
             Some((which, id))
         })
     }
@@ -186,7 +186,8 @@ impl<'a> Few<'a> {
         if let Some(new) = self.ids.get(&id) {
             return Some(*new);
         }
-        let (at, types) = (*self.kernel.at.get(id as usize - 1)?, self.kernel.types());
+        let (at, types) = (self.kernel.at.get(id as usize - 1)?.0, self.kernel.types());
+        let at = at as usize;
         let info = number(types, at + 4)?;
         let length = 12 + rest(info)?;
         let mut record = Vec::from(types.get(at..at + length)?);
@@ -326,6 +327,10 @@ mod tests {
         Btf::from_path(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("BTF")
     }
 
+    fn reduce(bytes: Vec<u8>) -> Option<Vec<u8>> {
+        Kernel::parse(bytes)?.reduce()
+    }
+
     /// What CO-RE may ask of a type.
     fn outline(btf: &Btf<'_>, ty: BtfType<'_>) -> String {
         let ty = ty.skip_mods_and_typedefs();
@@ -349,7 +354,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_as_in_the_kernel_and_nothing_else_is_there() {
-        let (all, few) = (kernel(), reduce(&kernel()).expect("BTF as above"));
+        let (all, few) = (kernel(), reduce(kernel()).expect("BTF as above"));
         let (all, few) = (open(&all), open(&few));
         let task = |btf: &Btf<'_>| {
             let ty = btf.type_by_name::<types::Struct<'_>>("task_struct");
@@ -367,16 +372,32 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_that_of_the_kind_and_the_whole_name() {
+        let kernel = Kernel::parse(kernel()).expect("BTF as above");
+        let all = open(&kernel.bytes);
+        let function = all.type_by_name::<types::Func<'_>>("func").expect("there");
+        let wanted = [
+            (FUNC, "func"),
+            (TYPEDEF, "func"),
+            (FUNC, "fun"),
+            (FUNC, "function"),
+        ];
+        let ids = kernel.ids(&wanted.map(|(kind, name)| (kind, name.into())));
+        let id = u32::from(function.type_id());
+        assert_eq!(ids, [Some(id), None, None, None]);
+    }
+
+    #[test]
     fn what_is_damaged_is_left_to_libbpf() {
         let good = kernel();
         for length in 0..good.len() {
-            assert!(reduce(&good[..length]).is_none(), "{length}");
+            assert!(reduce(good[..length].into()).is_none(), "{length}");
         }
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0xff;
             // it may be as good as before, as that of a number is
-            let _ = reduce(&bad);
+            let _ = reduce(bad);
         }
     }
 

@@ -37,7 +37,7 @@ use crate::trial::Child;
 mod skel {
     include!(concat!(env!("OUT_DIR"), "/lsm_nice.skel.rs"));
 }
-use skel::types::{asked, cgroup_place, config, guarded, process, state};
+use skel::types::{asked, cgroup_place, config, guarded, process, state, wanted};
 use skel::{LsmNiceSkel, LsmNiceSkelBuilder, OpenLsmNiceSkel};
 
 /// All that lsm_nice.h declares.
@@ -51,6 +51,8 @@ unsafe impl Plain for event {}
 unsafe impl Plain for process {}
 // SAFETY: as above.
 unsafe impl Plain for asked {}
+// SAFETY: as above.
+unsafe impl Plain for wanted {}
 // SAFETY: numbers alone; only read.
 unsafe impl Plain for config {}
 // SAFETY: as above.
@@ -66,12 +68,12 @@ const _: () = assert!(
 /// Who made a guard, and the layout of what others read of it: another number for any change of
 /// config, state, event, walked, the enums in them (lsm_nice.h), of a map that is shared or of how
 /// it is looked up (guarded.h).
-pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 4");
+pub const MADE_BY: &str = concat!("lsm-nice ", env!("CARGO_PKG_VERSION"), ", layout 5");
 // What to think of where one of these fails.
 const _: () = assert!(
     MADE_BY.len() < 32
         && size_of::<config>() == 112
-        && size_of::<state>() == 208
+        && size_of::<state>() == 200
         && size_of::<asked>() == 20
         && size_of::<walked>() == 24
 );
@@ -200,8 +202,9 @@ impl<'obj> Guard<'obj> {
         }
         let mut child = Child::spawn()?;
         let mut programs = request.programs();
-        programs.push("resolve");
-        if !request.is_plain() {
+        if request.is_plain() {
+            programs.push("resolve");
+        } else {
             check::task_storage()?;
             programs.push(WALK);
         }
@@ -244,13 +247,14 @@ impl<'obj> Guard<'obj> {
         let mut skel = open.load()?;
 
         let mut clock = Clock::default();
-        let mut finders = vec![attach(&skel.progs.resolve)?];
-        if request.is_plain()
-            && let [target] = request.targets
-        {
-            let process = ask(&mut skel, target.pid, &mut clock)?;
-            write(&mut skel, |state| state.target = process)?;
-            name(&skel, &process, &asked_for(target))?;
+        let mut finders = Vec::new();
+        if request.is_plain() {
+            finders.push(attach(&skel.progs.resolve)?);
+            if let [target] = request.targets {
+                let process = ask(&mut skel, target.pid, &mut clock)?;
+                write(&mut skel, |state| state.target = process)?;
+                name(&skel, &process, &asked_for(target))?;
+            }
         }
         if let Some(place) = kept_cgroup {
             write(&mut skel, |state| state.cgroup = place)?;
@@ -279,14 +283,22 @@ impl<'obj> Guard<'obj> {
             clock,
             audit: request.audit,
         };
-        // first of all, as the child may belong to a tree that is to be marked
-        write(&mut guard.skel, |state| state.mark_as = guarded::TRIAL)?;
-        let process = ask(&mut guard.skel, child.pid, &mut guard.clock)?;
+        let process = if request.is_plain() {
+            ask(&mut guard.skel, child.pid, &mut guard.clock)?
+        } else {
+            // first of all, as the child may belong to a tree that is to be marked
+            want(&guard.skel, child.pid, guarded::TRIAL)?;
+            let asked = boot_time();
+            guard.guarded_tasks()?;
+            guard
+                .clock
+                .set(asked, read(&mut guard.skel)?.asked_at, boot_time());
+            found(&guard.skel, child.pid)?
+        };
         if request.marks() {
             guard.mark(request)?;
         }
-        // what lsm-nice asks for from here on is no target
-        write(&mut guard.skel, |state| state.mark_as = guarded::UNGUARDED)?;
+        write(&mut guard.skel, |state| state.starting = 0)?;
         guard.try_on(&mut child, process, request)?;
         Ok(guard)
     }
@@ -296,13 +308,8 @@ impl<'obj> Guard<'obj> {
     /// A thread that was not marked yet may have started another, or have replaced its leader by
     /// exec, behind the back of a walk; so the marking ends with rounds that changed nothing.
     fn mark(&mut self, request: &Request<'_>) -> Result<()> {
-        write(&mut self.skel, |state| {
-            state.mark_as = guarded::GUARDED;
-            state.tree = request.tree.into();
-        })?;
         for target in request.targets {
-            let process = ask(&mut self.skel, target.pid, &mut self.clock)?;
-            name(&self.skel, &process, &asked_for(target))?;
+            want(&self.skel, target.pid, guarded::GUARDED)?;
         }
         for (process, asked) in request.kept {
             name(&self.skel, process, asked)?;
@@ -314,9 +321,6 @@ impl<'obj> Guard<'obj> {
                 break;
             }
             self.guarded_tasks()?;
-            for target in request.targets {
-                ask(&mut self.skel, target.pid, &mut self.clock)?;
-            }
             let after = read(&mut self.skel)?;
             if after.unmarked != before.unmarked {
                 // the kernel refills what it allocates from in a moment
@@ -325,10 +329,11 @@ impl<'obj> Guard<'obj> {
             let quiet = (after.marked, after.unmarked) == (before.marked, before.unmarked);
             quiet_rounds = if quiet { quiet_rounds + 1 } else { 0 };
             if quiet_rounds == 2 && after.missed == 0 {
-                return write(&mut self.skel, |state| {
-                    state.tree = 0;
-                    state.starting = 0;
-                });
+                for target in request.targets {
+                    let process = found(&self.skel, target.pid)?;
+                    name(&self.skel, &process, &asked_for(target))?;
+                }
+                return Ok(());
             }
         }
         Err(Failure::new(
@@ -499,6 +504,27 @@ fn name(skel: &LsmNiceSkel<'_>, process: &process, asked: &asked) -> Result<()> 
     Ok(skel.maps.targets.update(process, asked, MapFlags::ANY)?)
 }
 
+/// Has the walk find a process of lsm-nice's own PID namespace, and mark it.
+fn want(skel: &LsmNiceSkel<'_>, pid: Pid, r#as: guarded) -> Result<()> {
+    let wanted = wanted {
+        r#as,
+        ..wanted::default()
+    };
+    let (pid, wanted) = (pid.as_raw_pid().to_ne_bytes(), bytes_of(&wanted));
+    Ok(skel.maps.wanted.update(&pid, wanted, MapFlags::ANY)?)
+}
+
+/// What the walk has found for it.
+fn found(skel: &LsmNiceSkel<'_>, pid: Pid) -> Result<process> {
+    let key = pid.as_raw_pid().to_ne_bytes();
+    let found = skel.maps.wanted.lookup(&key, MapFlags::ANY)?;
+    let wanted: wanted = from_bytes(&found.context(NO_DATA)?)?;
+    match wanted.process.tgid {
+        0 => Err(no_such_process(pid).into()),
+        _ => Ok(wanted.process),
+    }
+}
+
 /// Lets others find the targets by a program of the guard, from 5.10 on.
 fn bind_targets(skel: &LsmNiceSkel<'_>, program: &str) {
     let targets = &skel.maps.targets;
@@ -555,6 +581,9 @@ fn open<'obj>(
     open.maps.notes.set_autocreate(notes)?;
     let events = request.reports != Reports::Nothing;
     open.maps.events.set_autocreate(events)?;
+    open.maps.wanted.set_autocreate(!request.is_plain())?;
+    let wanted = u32::try_from(request.targets.len() + 1)?;
+    open.maps.wanted.set_max_entries(wanted)?;
     let targets = u32::try_from(request.targets.len() + request.kept.len())?;
     open.maps.targets.set_autocreate(targets > 0)?;
     open.maps.targets.set_max_entries(targets.max(1))?;
@@ -579,6 +608,7 @@ fn open<'obj>(
         .iter()
         .fold(0, |rules, (rule, _)| rules | rule.bit);
     config.autogroup = programs.contains(&"note_autogroup").into();
+    config.tree = request.tree.into();
     config.audit = request.audit.into();
     config.events = events.into();
     config.allowed = (request.reports == Reports::All).into();

@@ -924,7 +924,7 @@ fn other_version(version: &str, layout: &str) -> String {
         .find(|path| Path::new(path).exists())
         .expect("lsm-nice");
     let mut bytes = fs::read(path).expect("lsm-nice");
-    for (from, to) in [("lsm-nice 0.1.0, ", version), ("layout 4", layout)] {
+    for (from, to) in [("lsm-nice 0.1.0, ", version), ("layout 5", layout)] {
         let found: Vec<_> = (0..bytes.len() - from.len())
             .filter(|at| bytes[*at..].starts_with(from.as_bytes()))
             .collect();
@@ -942,7 +942,7 @@ fn other_version(version: &str, layout: &str) -> String {
 fn a_guard_of_another_version_is_replaced_where_its_layout_is_known() {
     let target = Agent::start();
     let _web = Name("web");
-    let older = other_version("lsm-nice 0.0.9, ", "layout 4");
+    let older = other_version("lsm-nice 0.0.9, ", "layout 5");
     let pid = target.pid.to_string();
     let pin = |path: &str| Lsm::launch(&[path, "--pid", &pid, "--pin", "web"], |_| {}).wait();
     pin(&older).exited(0);
@@ -957,7 +957,7 @@ fn a_guard_of_another_version_is_replaced_where_its_layout_is_known() {
     assert_eq!(web.status()["version"], "0.1.0");
     web.release();
 
-    let stranger = other_version("lsm-nice 0.2.0, ", "layout 5");
+    let stranger = other_version("lsm-nice 0.2.0, ", "layout 6");
     pin(&stranger).exited(0);
     let web = Name("web");
     refuses(target.pid, -1);
