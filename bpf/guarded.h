@@ -177,14 +177,19 @@ static __always_inline bool is_another(struct task_struct *p)
 	return p->tgid != state.target.tgid && p->tgid != state.trial.tgid;
 }
 
+/*
+ * Found without a typed pointer, as all below is: from 6.2 on each one that is
+ * followed makes the verifier search all of BTF, three times, and here that was
+ * three quarters of a start.
+ */
 static __always_inline bool in_cgroup(struct task_struct *p)
 {
-	struct cgroup *cgroup = p->cgroups->dfl_cgrp, *ancestor;
+	struct cgroup *cgroup = BPF_CORE_READ(p, cgroups, dfl_cgrp), *ancestor;
 	u16 level = state.cgroup.level;
 	const u64 *ids;
 	u64 id;
 
-	if (cgroup->level < level)
+	if (BPF_CORE_READ(cgroup, level) < level)
 		return false;
 	if (bpf_core_field_exists(cgroup->ancestors)) {
 		bpf_core_read(&ancestor, sizeof(ancestor),
@@ -201,8 +206,7 @@ static __always_inline bool in_cgroup(struct task_struct *p)
  * What a new task inherits, where it is not to be seen on the task itself yet:
  * it was beyond task_alloc before that was attached, and its creator has been
  * marked since. The creator is the leader of a new thread, and mostly the
- * parent of a new process. Found without a typed pointer: from 6.2 on each one
- * that is followed makes the verifier search all of BTF, three times.
+ * parent of a new process.
  */
 static __always_inline enum guarded mark_to_come(struct task_struct *p)
 {
@@ -222,7 +226,8 @@ static __always_inline enum guarded mark_to_come(struct task_struct *p)
 /* The same for a task that has not been put into its cgroup. */
 static __always_inline bool cgroup_to_come(struct task_struct *p)
 {
-	return in_cgroup(p->pid != p->tgid ? p->group_leader : p->real_parent);
+	return in_cgroup(p->pid != p->tgid ? BPF_CORE_READ(p, group_leader) :
+					     BPF_CORE_READ(p, real_parent));
 }
 
 static __always_inline enum guarded guarded(struct task_struct *p)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 /*
- * The one process or the cgroup that lsm-nice names, as the kernel knows it. The
- * kernel looks it up itself, in the namespaces of lsm-nice, for a system call
- * that only reads; the hook of that call has what it found. Nothing is ever
- * refused here, and nothing noted that another process asks. Attached while a
- * guard starts, and then no more.
+ * The one process or the cgroup that lsm-nice names, as the kernel knows it.
+ * The kernel looks it up itself, in the namespaces of lsm-nice, for a system
+ * call that only reads; the hook of that call has what it found. Nothing is
+ * ever refused here, and nothing noted that another process asks. Attached
+ * while a guard starts, and then no more.
  */
 
 static __always_inline bool asked_by_lsm_nice(void)

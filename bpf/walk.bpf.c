@@ -14,7 +14,8 @@ static __always_inline int local_pid(struct task_struct *leader)
 	return nr;
 }
 
-/* The processes that a start asks for, by their PID in the namespace of lsm-nice. */
+/* The processes that a start asks for, by their PID in the namespace of
+ * lsm-nice. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* set before the load */
@@ -24,12 +25,10 @@ struct {
 
 /*
  * Marks @p where its process is @wanted or marked, or with config.tree its
- * parent is marked. The leader is not typed: from 6.2 on the verifier searches
- * all of BTF for that, three times.
+ * parent is marked.
  */
-static __always_inline bool marked(struct task_struct *p,
-				   struct process *process,
-				   struct wanted *wanted)
+static __always_inline bool
+marked(struct task_struct *p, struct process *process, struct wanted *wanted)
 {
 	struct task_key leader = {
 		.start = process->start,
@@ -55,8 +54,8 @@ static __always_inline bool marked(struct task_struct *p,
 
 /*
  * Every task of user space in the PID namespace of whoever reads the iterator:
- * marks what a start asks for and what belongs to the marked, and writes out who
- * is guarded.
+ * marks what a start asks for and what belongs to the marked, and writes out
+ * who is guarded.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)

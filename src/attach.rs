@@ -5,7 +5,6 @@
 //! of the time of a start. It does so where a program is of a type that needs one; so each is of
 //! another type until the moment in which libbpf lets a handler of its section add what it likes.
 
-use std::collections::BTreeMap;
 use std::ffi::{CStr, c_int, c_long};
 use std::sync::{Mutex, Once};
 
@@ -62,7 +61,7 @@ const KINDS: [Kind; 4] = [
 ];
 
 /// The ids of what programs are attached to, by their sections.
-static IDS: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+static IDS: Mutex<Vec<(String, Option<u32>)>> = Mutex::new(Vec::new());
 
 /// Kind and name, in BTF, of what the program in a section is attached to.
 pub fn attached_to(section: &str) -> Option<(u32, String)> {
@@ -105,9 +104,7 @@ pub fn find(kernel: &Kernel, sections: impl Iterator<Item = String>) {
         .unzip();
     let found = sections.into_iter().zip(kernel.ids(&wanted));
     if let Ok(mut ids) = IDS.lock() {
-        *ids = found
-            .filter_map(|(section, id)| Some((section, id?)))
-            .collect();
+        *ids = found.collect();
     }
 }
 
@@ -120,8 +117,9 @@ unsafe extern "C" fn add_id(
     // SAFETY: a program that lives, and its section a string that lives as long.
     let section = unsafe { CStr::from_ptr(bpf_program__section_name(program)) };
     let id = IDS.lock().ok().and_then(|ids| {
-        let section = section.to_str().ok()?;
-        ids.get(section).copied()
+        let mut ids = ids.iter();
+        ids.find(|(name, _)| name.as_bytes() == section.to_bytes())?
+            .1
     });
     let (Some(id), Some(kind)) = (id, KINDS.get(kind as usize)) else {
         return -libc::ESRCH;
