@@ -178,18 +178,21 @@ static __always_inline bool is_another(struct task_struct *p)
 }
 
 /*
- * Found without a typed pointer, as all below is: from 6.2 on each one that is
- * followed makes the verifier search all of BTF, three times, and here that was
- * three quarters of a start.
+ * From Linux 6.2 on each typed pointer that is followed makes the verifier
+ * search all of BTF, three times on each way that leads there. Without types,
+ * which takes a helper for each, is what is not looked at for every request.
  */
-static __always_inline bool in_cgroup(struct task_struct *p)
+static __always_inline bool in_cgroup(struct task_struct *p, bool typed)
 {
-	struct cgroup *cgroup = BPF_CORE_READ(p, cgroups, dfl_cgrp), *ancestor;
+	struct cgroup *cgroup = typed ? p->cgroups->dfl_cgrp :
+					BPF_CORE_READ(p, cgroups, dfl_cgrp);
+	int its = typed ? cgroup->level : BPF_CORE_READ(cgroup, level);
 	u16 level = state.cgroup.level;
+	struct cgroup *ancestor;
 	const u64 *ids;
 	u64 id;
 
-	if (BPF_CORE_READ(cgroup, level) < level)
+	if (its < level)
 		return false;
 	if (bpf_core_field_exists(cgroup->ancestors)) {
 		bpf_core_read(&ancestor, sizeof(ancestor),
@@ -227,7 +230,8 @@ static __always_inline enum guarded mark_to_come(struct task_struct *p)
 static __always_inline bool cgroup_to_come(struct task_struct *p)
 {
 	return in_cgroup(p->pid != p->tgid ? BPF_CORE_READ(p, group_leader) :
-					     BPF_CORE_READ(p, real_parent));
+					     BPF_CORE_READ(p, real_parent),
+			 false);
 }
 
 static __always_inline enum guarded guarded(struct task_struct *p)
@@ -236,6 +240,8 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 	struct mark *mark;
 	u64 start;
 	u32 unseen = config.marks || config.cgroup ? is_new(p) : 0;
+	/* before the marks, after which many ways lead on */
+	bool inside = config.cgroup && in_cgroup(p, true);
 
 	if (config.marks) {
 		mark = mark_of(p);
@@ -248,7 +254,7 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 		    p->group_leader->start_boottime == start)
 			return who;
 	}
-	if (config.cgroup && (in_cgroup(p) || (unseen && cgroup_to_come(p))))
+	if (config.cgroup && (inside || (unseen && cgroup_to_come(p))))
 		return GUARDED;
 	return UNGUARDED;
 }
