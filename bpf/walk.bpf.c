@@ -63,6 +63,7 @@ int walk(struct bpf_iter__task *ctx)
 	struct task_struct *p = ctx->task, *leader;
 	struct wanted *its = NULL;
 	struct walked out = {};
+	bool kernel;
 
 	if (!p) {
 		/* the end of the walk */
@@ -71,18 +72,22 @@ int walk(struct bpf_iter__task *ctx)
 			note_asker();
 		return 0;
 	}
-	if (p->flags & PF_KTHREAD)
+	kernel = p->flags & PF_KTHREAD;
+	if (kernel && !state.starting)
 		return 0;
 	leader = BPF_CORE_READ(p, group_leader);
 	out.process.start = BPF_CORE_READ(leader, start_boottime);
 	out.process.tgid = p->tgid;
 	out.pid = local_pid(leader);
-	if (state.starting)
+	/* to another reader the PID may be another process */
+	if (state.starting && asked_by_lsm_nice())
 		its = bpf_map_lookup_elem(&wanted, &out.pid);
 	if (its)
 		its->process = out.process;
+	else if (kernel)
+		return 0;
 	out.marked = config.marks && marked(p, &out.process, its);
-	if (!p->exit_state && guarded(p) == GUARDED)
+	if (!kernel && !p->exit_state && guarded(p) == GUARDED)
 		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

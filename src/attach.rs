@@ -8,13 +8,14 @@
 use std::ffi::{CStr, c_int, c_long};
 use std::sync::{Mutex, Once};
 
+use anyhow::{Result, bail};
 use libbpf_rs::libbpf_sys::{
     BPF_LSM_MAC, BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACING,
     BPF_TRACE_FENTRY, BPF_TRACE_ITER, BPF_TRACE_RAW_TP, BTF_KIND_FUNC, BTF_KIND_TYPEDEF,
     bpf_attach_type, bpf_prog_load_opts, bpf_prog_type, bpf_program, bpf_program__section_name,
     bpf_program__set_type, libbpf_prog_handler_opts, libbpf_register_prog_handler,
 };
-use libbpf_rs::{IterOpts, Link, ProgramAttachType, ProgramMut, Result};
+use libbpf_rs::{IterOpts, Link, ProgramAttachType, ProgramMut};
 
 use crate::btf::Kernel;
 
@@ -61,7 +62,7 @@ const KINDS: [Kind; 4] = [
 ];
 
 /// The ids of what programs are attached to, by their sections.
-static IDS: Mutex<Vec<(String, Option<u32>)>> = Mutex::new(Vec::new());
+static IDS: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
 
 /// Kind and name, in BTF, of what the program in a section is attached to.
 pub fn attached_to(section: &str) -> Option<(u32, String)> {
@@ -98,14 +99,21 @@ pub fn spare_libbpf_the_search() {
 }
 
 /// Looks up what programs in `sections` are attached to.
-pub fn find(kernel: &Kernel, sections: impl Iterator<Item = String>) {
+pub fn find(kernel: &Kernel, sections: impl Iterator<Item = String>) -> Result<()> {
     let (sections, wanted): (Vec<_>, Vec<_>) = sections
         .filter_map(|section| attached_to(&section).map(|wanted| (section, wanted)))
         .unzip();
-    let found = sections.into_iter().zip(kernel.ids(&wanted));
-    if let Ok(mut ids) = IDS.lock() {
-        *ids = found.collect();
+    let ids = kernel.ids(&wanted);
+    if let Some(missing) = ids.iter().position(Option::is_none) {
+        bail!("the kernel has no {} to attach to", wanted[missing].1);
     }
+    if let Ok(mut found) = IDS.lock() {
+        *found = sections
+            .into_iter()
+            .zip(ids.into_iter().flatten())
+            .collect();
+    }
+    Ok(())
 }
 
 /// Called by libbpf before it loads a program.
@@ -118,8 +126,8 @@ unsafe extern "C" fn add_id(
     let section = unsafe { CStr::from_ptr(bpf_program__section_name(program)) };
     let id = IDS.lock().ok().and_then(|ids| {
         let mut ids = ids.iter();
-        ids.find(|(name, _)| name.as_bytes() == section.to_bytes())?
-            .1
+        let its = ids.find(|(name, _)| name.as_bytes() == section.to_bytes());
+        its.map(|(_, id)| *id)
     });
     let (Some(id), Some(kind)) = (id, KINDS.get(kind as usize)) else {
         return -libc::ESRCH;
@@ -132,10 +140,10 @@ unsafe extern "C" fn add_id(
 }
 
 /// Attaches a program of any of these kinds.
-pub fn attach(program: &ProgramMut<'_>) -> Result<Link> {
+pub fn attach(program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
     match program.attach_type() {
+        ProgramAttachType::LsmMac => program.attach_lsm(),
         ProgramAttachType::TraceIter => program.attach_iter_with_opts(IterOpts::None),
-        // the same for LSM
         _ => program.attach_trace(),
     }
 }

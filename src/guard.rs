@@ -179,7 +179,7 @@ impl Clock {
     pub fn set(&mut self, before: i64, kernel: u64, after: i64) {
         let kernel = kernel.cast_signed();
         let agrees = (before..=after).contains(&kernel);
-        self.0 = if agrees { 0 } else { before - kernel };
+        self.0 = if agrees { 0 } else { after - kernel };
     }
 
     /// How long ago something was at `time` of the kernel's clock, ns.
@@ -225,7 +225,7 @@ impl<'obj> Guard<'obj> {
             attach::find(
                 &kernel,
                 progs.filter_map(|prog| Some(prog.section().to_str()?.into())),
-            );
+            )?;
         }
         let kept_cgroup = request.replaces.map_or(Ok(None), Standing::cgroup)?;
         let config = config_of(&mut open)?;
@@ -270,11 +270,9 @@ impl<'obj> Guard<'obj> {
         if request.marks() {
             links.extend(attach_all(&mut skel, &INHERIT)?);
         }
-        links.extend(attach_all(&mut skel, &request.programs())?);
         let walk = (!request.is_plain())
             .then(|| attach(&skel.progs.walk))
             .transpose()?;
-        bind_targets(&skel, links.first().map_or(WALK, |(name, _)| name));
         let mut guard = Self {
             skel,
             links,
@@ -286,8 +284,12 @@ impl<'obj> Guard<'obj> {
         let process = if request.is_plain() {
             ask(&mut guard.skel, child.pid, &mut guard.clock)?
         } else {
-            // first of all, as the child may belong to a tree that is to be marked
+            // the child may belong to a tree that is to be marked; and events need to know the PID
+            // namespace
             want(&guard.skel, child.pid, guarded::TRIAL)?;
+            for target in request.targets {
+                want(&guard.skel, target.pid, guarded::GUARDED)?;
+            }
             let asked = boot_time();
             guard.guarded_tasks()?;
             guard
@@ -295,6 +297,10 @@ impl<'obj> Guard<'obj> {
                 .set(asked, read(&mut guard.skel)?.asked_at, boot_time());
             found(&guard.skel, child.pid)?
         };
+        let doors = attach_all(&mut guard.skel, &request.programs())?;
+        guard.links.extend(doors);
+        let first = guard.links.first().map_or(WALK, |(name, _)| name);
+        bind_targets(&guard.skel, first);
         if request.marks() {
             guard.mark(request)?;
         }
@@ -308,9 +314,6 @@ impl<'obj> Guard<'obj> {
     /// A thread that was not marked yet may have started another, or have replaced its leader by
     /// exec, behind the back of a walk; so the marking ends with rounds that changed nothing.
     fn mark(&mut self, request: &Request<'_>) -> Result<()> {
-        for target in request.targets {
-            want(&self.skel, target.pid, guarded::GUARDED)?;
-        }
         for (process, asked) in request.kept {
             name(&self.skel, process, asked)?;
         }

@@ -2,6 +2,7 @@
 //! BPF as others use it on the same machine: programs of theirs on our hook, and what is loaded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -9,7 +10,7 @@ use crate::agent::Agent;
 use crate::helpers::{Lsm, eventually};
 use libbpf_rs::MapType;
 use libbpf_rs::query::{BtfInfoIter, LinkInfoIter, MapInfoIter, ProgInfoIter};
-use libbpf_sys::{BPF_LSM_MAC, BPF_PROG_TYPE_LSM};
+use libbpf_sys::{BPF_LSM_MAC, BPF_PROG_TYPE_LSM, bpf_iter_create, bpf_link_get_fd_by_id};
 
 /// Another user's program on the hook task_setnice, attached until it is dropped.
 pub struct Foreign {
@@ -101,6 +102,22 @@ fn check(returned: i32) -> io::Result<i32> {
 fn owned(returned: i32) -> io::Result<OwnedFd> {
     // SAFETY: libbpf returned a new descriptor.
     check(returned).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Reads every iterator once, as whoever finds its link by the id may.
+pub fn read_iterators() {
+    for link in LinkInfoIter::default() {
+        // SAFETY: takes a number.
+        let Ok(link) = owned(unsafe { bpf_link_get_fd_by_id(link.id) }) else {
+            continue;
+        };
+        // SAFETY: takes a descriptor that is open, and no options.
+        let iterator = owned(unsafe { bpf_iter_create(link.as_raw_fd()) });
+        // the others are no iterators
+        if let Ok(iterator) = iterator {
+            let _ = io::copy(&mut File::from(iterator), &mut io::sink());
+        }
+    }
 }
 
 /// How many objects the kernel holds.

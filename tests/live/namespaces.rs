@@ -2,12 +2,19 @@
 //! A guard from inside a container, whose PIDs and clocks are its own.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use crate::agent::Agent;
-use crate::helpers::{Lsm, accepts, child_of, refuses, run, status_field};
+use crate::bpf::read_iterators;
+use crate::helpers::{Lsm, accepts, child_of, refuses, run, set_nice, status_field};
 
 tests!(
     a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not,
+    who_reads_the_iterator_of_a_start_has_no_namesake_guarded,
     a_process_of_an_inner_namespace_is_guarded_from_outside,
     lsm_nice_in_a_pid_namespace_guards_itself,
     another_namespaces_proc_is_refused_with_the_fix,
@@ -57,6 +64,36 @@ fn a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not() {
     );
     lsm.end().counted(2);
     accepts(target, -10);
+}
+
+/// As `status` does, which may run while another guard starts.
+fn who_reads_the_iterator_of_a_start_has_no_namesake_guarded() {
+    let mut container = Agent::forked_by(&CONTAINER);
+    let namesake = Agent::start();
+    let inner = namesake.pid;
+    assert_eq!(container.call(&format!("clone {inner}")), Ok(()));
+    let target = outer(inner);
+    let init = container.pid.to_string();
+    let enter = ["nsenter", "--target", &init, "--pid", "--mount"];
+    let start = Instant::now();
+    let stop = AtomicBool::new(false);
+    let ours = thread::scope(|scope| {
+        scope.spawn(|| {
+            // also where a start fails
+            while !stop.load(Relaxed) && start.elapsed() < Duration::from_secs(60) {
+                read_iterators();
+            }
+        });
+        let ours = [(); 3].map(|()| {
+            let lsm = Lsm::start_in(&enter, &format!("--pid {inner}"));
+            let ours = (set_nice(inner, -10), set_nice(target, -10));
+            lsm.end();
+            ours
+        });
+        stop.store(true, Relaxed);
+        ours
+    });
+    assert_eq!(ours, [(Ok(()), Err(Errno::PERM)); 3]);
 }
 
 fn a_process_of_an_inner_namespace_is_guarded_from_outside() {
