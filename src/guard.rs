@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::mem::{self, MaybeUninit, offset_of, size_of};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::ptr;
+use std::slice;
 use std::thread;
 use std::time::Duration;
 
@@ -678,21 +680,61 @@ fn ask_cgroup(skel: &mut LsmNiceSkel<'_>, cgroup: &Cgroup) -> Result<cgroup_plac
 /// Gives back the memory that a start alone needs: free parts of the heap, and the code, of which what
 /// is needed again comes from the page cache.
 fn give_back() {
-    unsafe extern "C" {
-        // of the linker: the first byte that is mapped, and the one after the code
-        static __executable_start: u8;
-        static etext: u8;
+    for pages in code() {
+        // SAFETY: code and constants, which nobody has written to: they are as the file has them.
+        let _ = unsafe {
+            madvise(
+                ptr::without_provenance_mut(pages.start),
+                pages.len(),
+                Advice::LinuxDontNeed,
+            )
+        };
     }
-    let start = (&raw const __executable_start).cast_mut();
-    let length = (&raw const etext).addr() - start.addr();
-    let pages = length - length % rustix::param::page_size();
-    // SAFETY: code and constants, which nobody has written to: they are as the file has them.
-    let _ = unsafe { madvise(start.cast(), pages, Advice::LinuxDontNeed) };
     // SAFETY: takes a number.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0)
     };
+}
+
+/// The pages of the binary that are not writable. Between two segments there may be a page that is none
+/// of them, where the kernel has put something else, such as the data of the BPF object.
+fn code() -> Vec<Range<usize>> {
+    // SAFETY: takes numbers.
+    let (at, number) = unsafe {
+        (
+            libc::getauxval(libc::AT_PHDR),
+            libc::getauxval(libc::AT_PHNUM),
+        )
+    };
+    if at == 0 {
+        return Vec::new();
+    }
+    let at = at as usize;
+    // SAFETY: the program headers, which the kernel has mapped there.
+    let headers = unsafe {
+        slice::from_raw_parts(
+            ptr::with_exposed_provenance::<libc::Elf64_Phdr>(at),
+            number as usize,
+        )
+    };
+    let Some(own) = headers
+        .iter()
+        .find(|segment| segment.p_type == libc::PT_PHDR)
+    else {
+        return Vec::new();
+    };
+    let base = at - own.p_vaddr as usize;
+    let page = rustix::param::page_size();
+    headers
+        .iter()
+        .filter(|segment| segment.p_type == libc::PT_LOAD && segment.p_flags & libc::PF_W == 0)
+        .map(|segment| {
+            let start = base + segment.p_vaddr as usize;
+            let end = start + segment.p_memsz as usize;
+            start.next_multiple_of(page)..end - end % page
+        })
+        .collect()
 }
 
 /// Waits for the end of the calls to setpriority(2) and ioprio_set(2) that were past the hook when
@@ -759,4 +801,30 @@ fn write(skel: &mut LsmNiceSkel<'_>, change: impl FnOnce(&mut state)) -> Result<
     let bss = skel.maps.bss_data.as_deref_mut().context(NO_DATA)?;
     change(&mut bss.state);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_the_binarys_own() {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc");
+        let exe = std::env::current_exe().expect("an executable");
+        let number = |word| usize::from_str_radix(word, 16).expect("an address");
+        let own: Vec<_> = maps
+            .lines()
+            .filter(|line| line.ends_with(exe.to_str().expect("UTF-8")) && !line.contains(" rw"))
+            .filter_map(|line| line.split_once(' ')?.0.split_once('-'))
+            .flat_map(|(start, end)| (number(start)..number(end)).step_by(4096))
+            .collect();
+        let pages = code().into_iter().flat_map(|pages| pages.step_by(4096));
+        let pages = Vec::from_iter(pages);
+        assert!(pages.len() > 256, "{pages:x?}");
+        assert!(
+            pages.iter().all(|page| own.contains(page)),
+            "{pages:x?} {maps}"
+        );
+        give_back();
+    }
 }
