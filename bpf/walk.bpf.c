@@ -14,8 +14,7 @@ static __always_inline int local_pid(struct task_struct *leader)
 	return nr;
 }
 
-/* The processes that a start asks for, by their PID in the namespace of
- * lsm-nice. */
+/* Whom a start asks for, by PID in the namespace of lsm-nice. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* set before the load */
@@ -53,9 +52,9 @@ marked(struct task_struct *p, struct process *process, struct wanted *wanted)
 }
 
 /*
- * Every task of user space in the PID namespace of whoever reads the iterator:
- * marks what a start asks for and what belongs to the marked, and writes out
- * who is guarded.
+ * Every task in the PID namespace of whoever reads the iterator: marks what a
+ * start asks for and what belongs to the marked, and writes out who is guarded.
+ * Of the kernel's own threads only those that are asked for.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)
@@ -63,7 +62,6 @@ int walk(struct bpf_iter__task *ctx)
 	struct task_struct *p = ctx->task, *leader;
 	struct wanted *its = NULL;
 	struct walked out = {};
-	bool kernel;
 
 	if (!p) {
 		/* the end of the walk */
@@ -72,9 +70,6 @@ int walk(struct bpf_iter__task *ctx)
 			note_asker();
 		return 0;
 	}
-	kernel = p->flags & PF_KTHREAD;
-	if (kernel && !state.starting)
-		return 0;
 	leader = BPF_CORE_READ(p, group_leader);
 	out.process.start = BPF_CORE_READ(leader, start_boottime);
 	out.process.tgid = p->tgid;
@@ -84,10 +79,11 @@ int walk(struct bpf_iter__task *ctx)
 		its = bpf_map_lookup_elem(&wanted, &out.pid);
 	if (its)
 		its->process = out.process;
-	else if (kernel)
+	else if (p->flags & PF_KTHREAD &&
+		 !(config.marks && guarded_by(mark_of(p))))
 		return 0;
 	out.marked = config.marks && marked(p, &out.process, its);
-	if (!kernel && !p->exit_state && guarded(p) == GUARDED)
+	if (!p->exit_state && guarded(p) == GUARDED)
 		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

@@ -116,7 +116,7 @@ _Static_assert(sizeof(struct event) == 184 &&
 struct config {
 	u8 made_by[32];
 
-	/* lsm-nice itself, which may ask resolve.bpf.c */
+	/* lsm-nice itself, which may ask resolve.bpf.c and walk.bpf.c */
 	u64 pidns_dev;
 	u64 pidns_ino;
 	u32 asker;

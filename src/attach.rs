@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! Which function of the kernel a program is attached to, by its section.
 //!
-//! libbpf would read and check all of the kernel's BTF to find the ids of a few functions, a quarter
+//! libbpf would read and check all of the kernel's BTF to find the ids of a few functions, a fifth
 //! of the time of a start. It does so where a program is of a type that needs one; so each is of
 //! another type until the moment in which libbpf lets a handler of its section add what it likes.
 

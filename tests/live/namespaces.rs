@@ -39,14 +39,19 @@ fn outer(inner: i32) -> i32 {
         .unwrap_or_else(|| panic!("nobody has PID {inner} in an inner namespace"))
 }
 
-fn a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not() {
-    let mut container = Agent::forked_by(&CONTAINER);
-    let namesake = Agent::start();
+/// A container, a process outside, and by its PID here one inside, which has there the PID of the other.
+fn namesakes() -> (Agent, Agent, i32) {
+    let (mut container, namesake) = (Agent::forked_by(&CONTAINER), Agent::start());
     let inner = namesake.pid;
     assert_eq!(container.call(&format!("clone {inner}")), Ok(()));
     let target = outer(inner);
     assert_ne!(target, inner);
+    (container, namesake, target)
+}
 
+fn a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not() {
+    let (container, namesake, target) = namesakes();
+    let inner = namesake.pid;
     let init = container.pid.to_string();
     let enter = ["nsenter", "--target", &init, "--pid", "--mount"];
     let lsm = Lsm::start_in(&enter, &format!("--pid {inner}"));
@@ -68,11 +73,8 @@ fn a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not() {
 
 /// As `status` does, which may run while another guard starts.
 fn who_reads_the_iterator_of_a_start_has_no_namesake_guarded() {
-    let mut container = Agent::forked_by(&CONTAINER);
-    let namesake = Agent::start();
+    let (container, namesake, target) = namesakes();
     let inner = namesake.pid;
-    assert_eq!(container.call(&format!("clone {inner}")), Ok(()));
-    let target = outer(inner);
     let init = container.pid.to_string();
     let enter = ["nsenter", "--target", &init, "--pid", "--mount"];
     let start = Instant::now();

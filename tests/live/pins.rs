@@ -43,6 +43,7 @@ tests!(
     status_tells_what_a_guard_guards_and_has_done,
     status_shows_a_guard_that_is_not_pinned_with_its_holder,
     status_tells_a_target_that_has_gone,
+    a_kernel_thread_is_guarded_and_not_gone,
     status_tells_where_a_guarded_cgroup_is_and_when_it_is_gone,
     status_and_release_take_root,
     a_damaged_guard_is_named_and_released,
@@ -586,6 +587,16 @@ fn status_tells_a_target_that_has_gone() {
         text.contains(&format!("process {gone} (live, gone)")),
         "{text}"
     );
+}
+
+fn a_kernel_thread_is_guarded_and_not_gone() {
+    const KTHREADD: i32 = 2;
+    let web = Name::pin("web", &format!("--no-children --pid {KTHREADD}"));
+    refuses(KTHREADD, -1);
+    let row = web.status();
+    assert_eq!(row["targets"][0]["alive"], true, "{row}");
+    assert_eq!(row["guarded"], 1);
+    web.release();
 }
 
 fn status_tells_where_a_guarded_cgroup_is_and_when_it_is_gone() {
