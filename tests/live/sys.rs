@@ -363,14 +363,18 @@ pub fn refused(tid: i32, what: &str, attempt: impl FnOnce() -> Result<(), Errno>
 
 /// A call that is asked again where it was EPERM. One of sched_setattr(2) on a guarded process, or
 /// one that writes to an autogroup, is, rarely, where its caller was preempted in it.
-pub fn repeated(mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
-    let mut result = attempt();
-    for _ in 0..10 {
-        if result == Err(Errno::PERM) {
-            result = attempt();
-        }
+pub fn repeated(attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    insisted(attempt).0
+}
+
+/// The same, and how often it was EPERM.
+pub fn insisted(mut attempt: impl FnMut() -> Result<(), Errno>) -> (Result<(), Errno>, u64) {
+    let (mut result, mut refused) = (attempt(), 0);
+    while result == Err(Errno::PERM) && refused < 10 {
+        refused += 1;
+        result = attempt();
     }
-    result
+    (result, refused)
 }
 
 /// A call that passes.
