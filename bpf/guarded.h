@@ -252,7 +252,7 @@ static __always_inline bool cgroup_to_come(struct task_struct *p)
 			 false);
 }
 
-/* For who is not another, which hooks ask first. */
+/* Of somebody who is another it finds that too, in more instructions. */
 static __always_inline enum guarded guarded(struct task_struct *p)
 {
 	enum guarded who;

@@ -263,7 +263,8 @@ pub fn rage() -> ! {
         if fork(of) != 0 {
             continue;
         }
-        let mut round = maker;
+        // so that a short storm has each kind too
+        let mut round = maker * 10;
         while of.total() < goal {
             let kind = match round % 40 {
                 39 => Kind::Exec,
