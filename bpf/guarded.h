@@ -84,11 +84,6 @@ static __always_inline struct task_key key_of(struct task_struct *p)
 	return key;
 }
 
-static __always_inline struct mark *search_mark(struct task_struct *p)
-{
-	return bpf_task_storage_get(&marks, p, NULL, 0);
-}
-
 /*
  * By subtraction alone the verifier makes a number of a pointer. The hash is a
  * part of the layout, see MADE_BY in guard.rs.
@@ -103,7 +98,8 @@ static __always_inline volatile u8 *markable_at(struct task_struct *p)
 
 static __always_inline struct mark *mark_of(struct task_struct *p)
 {
-	return *markable_at(p) ? search_mark(p) : NULL;
+	return *markable_at(p) ? bpf_task_storage_get(&marks, p, NULL, 0) :
+				 NULL;
 }
 
 /* Gives @p, which has none, a mark like @mark; false is out of memory. */
@@ -171,11 +167,6 @@ static __always_inline enum guarded named_by(int tgid, u64 *start)
 	return tgid == state.trial.tgid ? TRIAL : UNGUARDED;
 }
 
-static __always_inline bool is_neither(int tgid)
-{
-	return tgid != state.target.tgid && tgid != state.trial.tgid;
-}
-
 /* Decides in a few instructions for most of those that nobody guards. */
 static __always_inline bool is_another(struct task_struct *p)
 {
@@ -183,16 +174,7 @@ static __always_inline bool is_another(struct task_struct *p)
 		return false;
 	if (config.marks)
 		return !is_new(p) && !*markable_at(p);
-	return is_neither(p->tgid);
-}
-
-/* The same for the current task. */
-static __always_inline bool is_by_another(void)
-{
-	if (has_current_task_btf())
-		return is_another(bpf_get_current_task_btf());
-	/* where there are no marks */
-	return is_neither(bpf_get_current_pid_tgid() >> 32);
+	return p->tgid != state.target.tgid && p->tgid != state.trial.tgid;
 }
 
 /*
@@ -252,7 +234,6 @@ static __always_inline bool cgroup_to_come(struct task_struct *p)
 			 false);
 }
 
-/* Of somebody who is another it finds that too, in more instructions. */
 static __always_inline enum guarded guarded(struct task_struct *p)
 {
 	enum guarded who;
@@ -263,7 +244,7 @@ static __always_inline enum guarded guarded(struct task_struct *p)
 	bool inside = config.cgroup && in_cgroup(p, true);
 
 	if (config.marks) {
-		mark = config.cgroup ? mark_of(p) : search_mark(p);
+		mark = mark_of(p);
 		who = !mark && unseen ? mark_to_come(p) : guarded_by(mark);
 		if (who != UNGUARDED)
 			return who;

@@ -84,7 +84,7 @@ int BPF_PROG(file_mprotect, struct vm_area_struct *vma, unsigned long reqprot,
 	if (ret)
 		return ret;
 	forbidden = config.rules & RULE_HEAP || reqprot & PROT_EXEC;
-	if (is_of_no_interest(forbidden) || is_by_another())
+	if (is_of_no_interest(forbidden))
 		return 0;
 	return judge_mprotect(vma, reqprot, forbidden);
 }

@@ -44,25 +44,12 @@ static __always_inline enum guarded guarded_autogroup(enum guarded writer,
 	return note.who == UNGUARDED && note.own ? writer : note.who;
 }
 
-/* Only a write to an autogroup comes here with the writer as the task. */
-static __always_inline enum call nice_call(struct task_struct *p)
+static __noinline int judge_nice(struct task_struct *p, int nice)
 {
 	struct task_struct *caller = current_task();
-	enum call call = CALL_SETPRIORITY;
-
-	if (p == caller)
-		call = call_of(caller);
-	if (call == CALL_NICE || call == CALL_SETPRIORITY)
-		return call;
-	return config.autogroup ? CALL_AUTOGROUP : CALL_SETPRIORITY;
-}
-
-static __noinline int judge_nice(struct task_struct *p, int nice,
-				 enum call call)
-{
 	struct request request = {
 		.hook = HOOK_TASK_SETNICE,
-		.call = call,
+		.call = CALL_SETPRIORITY,
 		.rule = RULE_NICE,
 		.forbidden = nice < config.floor,
 		.known = true,
@@ -70,8 +57,16 @@ static __noinline int judge_nice(struct task_struct *p, int nice,
 	};
 	enum guarded who = guarded(p);
 
-	if (call == CALL_AUTOGROUP)
-		who = guarded_autogroup(who, &request.owner);
+	if (p == caller)
+		request.call = call_of(caller);
+	if (request.call != CALL_NICE && request.call != CALL_SETPRIORITY) {
+		if (config.autogroup) {
+			request.call = CALL_AUTOGROUP;
+			who = guarded_autogroup(who, &request.owner);
+		} else {
+			request.call = CALL_SETPRIORITY;
+		}
+	}
 	return verdict(who, &request, p);
 }
 
@@ -87,14 +82,9 @@ static __noinline int judge_nice(struct task_struct *p, int nice,
 SEC("lsm/task_setnice")
 int BPF_PROG(task_setnice, struct task_struct *p, int nice, int ret)
 {
-	enum call call;
-
 	if (ret)
 		return ret;
 	if (is_of_no_interest(nice < config.floor))
 		return 0;
-	call = nice_call(p);
-	if (call != CALL_AUTOGROUP && is_another(p))
-		return 0;
-	return judge_nice(p, nice, call);
+	return judge_nice(p, nice);
 }

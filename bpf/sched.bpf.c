@@ -138,23 +138,6 @@ static __always_inline void ask(struct request *request, struct task_struct *p)
 	}
 }
 
-static __noinline int judge_setscheduler(struct task_struct *p)
-{
-	struct request request = {
-		.hook = HOOK_TASK_SETSCHEDULER,
-	};
-	/* before the request, which takes longer to find out */
-	enum guarded who = guarded(p);
-
-	if (who == UNGUARDED)
-		return 0;
-	ask(&request, p);
-	if (config.events && who == GUARDED && request.rule == RULE_SCHED &&
-	    request.asked[1] < 0)
-		request.asked[1] = noted_priority(p);
-	return verdict(who, &request, p);
-}
-
 /*
  * Called by __sched_setscheduler() for the three calls, after the caller's own
  * rights were found sufficient, and a second time where the policy that it
@@ -164,7 +147,20 @@ static __noinline int judge_setscheduler(struct task_struct *p)
 SEC("lsm/task_setscheduler")
 int BPF_PROG(task_setscheduler, struct task_struct *p, int ret)
 {
+	struct request request = {
+		.hook = HOOK_TASK_SETSCHEDULER,
+	};
+	enum guarded who;
+
 	if (ret)
 		return ret;
-	return is_another(p) ? 0 : judge_setscheduler(p);
+	/* before the request, which takes longer to find out */
+	who = guarded(p);
+	if (who == UNGUARDED)
+		return 0;
+	ask(&request, p);
+	if (config.events && who == GUARDED && request.rule == RULE_SCHED &&
+	    request.asked[1] < 0)
+		request.asked[1] = noted_priority(p);
+	return verdict(who, &request, p);
 }

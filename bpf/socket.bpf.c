@@ -54,7 +54,7 @@ int BPF_PROG(socket_create, int family, int type, int protocol, int kern,
 	if (ret)
 		return ret;
 	forbidden = config.rules & RULE_SOCKET || is_inet(family);
-	if (kern || is_of_no_interest(forbidden) || is_by_another())
+	if (kern || is_of_no_interest(forbidden))
 		return 0;
 	return judge_socket(family, type, protocol, forbidden);
 }
