@@ -54,7 +54,7 @@ marked(struct task_struct *p, struct process *process, struct wanted *wanted)
 /*
  * Every task in the PID namespace of whoever reads the iterator: marks what a
  * start asks for and what belongs to the marked, and writes out who is guarded.
- * Of the kernel's own threads only those that are asked for.
+ * Of the kernel's own threads only those that are asked for or marked.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *ctx)
