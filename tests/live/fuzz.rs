@@ -388,7 +388,7 @@ type Counts = [[[u64; 4]; DOORS.len()]; 2];
 struct Outcome {
     counts: Counts,
     /// Calls of sched_setattr(2) and writes to autogroup that no rule forbids, refused as their caller
-    /// was preempted.
+    /// was preempted, and asked again.
     preempted: u64,
     /// What must not happen.
     broken: Vec<String>,
@@ -450,13 +450,14 @@ fn calls(world: &World, seed: u64, count: usize) -> Outcome {
             _ => false,
         };
         let mut result = world.perform(&attempt);
-        // The write to an autogroup whose note was lost is refused, whoever it is for: asked again,
-        // what is refused by right is refused again.
+        // Whose note was lost is refused, an autogroup's writer whoever it is for: asked again, what is
+        // refused by right is refused again.
+        let may_be_lost = match attempt.side {
+            Side::Guarded => !forbidden && (attempt.door == 6 || attempt.door == 7),
+            Side::Free => attempt.door == 7,
+        };
         let mut again = 0..20;
-        while result == Err(Errno::PERM)
-            && (attempt.door, attempt.side) == (7, Side::Free)
-            && again.next().is_some()
-        {
+        while may_be_lost && result == Err(Errno::PERM) && again.next().is_some() {
             result = world.perform(&attempt);
             outcome.preempted += u64::from(result.is_ok());
         }
@@ -497,10 +498,6 @@ fn calls(world: &World, seed: u64, count: usize) -> Outcome {
                 let wrongly = known
                     && match result {
                         Ok(()) => forbidden,
-                        Err(Errno::PERM) if attempt.door == 6 || attempt.door == 7 => {
-                            outcome.preempted += u64::from(!forbidden);
-                            false
-                        }
                         Err(Errno::PERM) => !forbidden,
                         Err(_) => false,
                     };
@@ -721,7 +718,9 @@ fn fuzz(inside: bool, seed: u64, floor: i32) {
         panic!("call {at} on an unguarded process: with a guard {with}\nand without {without}");
     }
     assert_eq!(with.log.len(), without.log.len());
-    assert!(with.preempted * 1000 <= count as u64, "{}", with.preempted);
+    // some, where the count is small
+    let few = 5 + count as u64 / 1000;
+    assert!(with.preempted <= few, "{} preempted", with.preempted);
     for (door, name) in DOORS.iter().enumerate() {
         let [calls, refused, passed, _] = with.counts[0][door];
         let nothing_to_refuse = door == 5;

@@ -56,7 +56,7 @@ pub fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
         if answer.is_some() || start.elapsed() > DEADLINE {
             return answer;
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -314,13 +314,19 @@ impl Lsm {
     }
 
     /// lsm-nice itself, also where another program has started it.
+    #[track_caller]
     pub fn pid(&self) -> i32 {
         let mut pid = self.spawned();
-        while fs::read_to_string(format!("/proc/{pid}/comm")).expect("a running program")
-            != "lsm-nice\n"
-        {
-            pid = child_of(pid);
-        }
+        let found = eventually(|| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).expect("a running program");
+            let found = comm == "lsm-nice\n";
+            // Who started it goes on a moment before execve(2) has given it its name.
+            if let (false, &[child]) = (found, children(pid).as_slice()) {
+                pid = child;
+            }
+            found.then_some(())
+        });
+        assert!(found.is_some(), "{} runs no lsm-nice", self.command);
         pid
     }
 
