@@ -546,6 +546,29 @@ fn starts() {
     }
 }
 
+/// bpftool with the same programs, which exits when they are attached, and leaves pins.
+fn autoattach() {
+    let words = "--library-path /bin /bin/bpftool prog loadall /bin/autoattach.bpf.o \
+                 /sys/fs/bpf/bench autoattach";
+    let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
+    let mounted = Command::new("mount").args(mount).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "bpffs");
+    let mut ready = Vec::new();
+    for _ in 0..STARTS {
+        let start = now(libc::CLOCK_MONOTONIC);
+        let output = Command::new("ld.so").args(words.split(' ')).output();
+        ready.push((now(libc::CLOCK_MONOTONIC) - start) as f64 / 1e6);
+        let output = output.expect("cannot run bpftool");
+        let links = fs::read_dir("/sys/fs/bpf/bench").map(Iterator::count);
+        let all = output.status.success() && links.is_ok_and(|links| links == PROGRAMS.len());
+        assert!(all, "{output:?}");
+        fs::remove_dir_all("/sys/fs/bpf/bench").expect("pins");
+        // the kernel takes them off by itself
+        thread::sleep(Duration::from_secs(2));
+    }
+    print("start", "exec to enforcement, ms", "bpftool", ready);
+}
+
 /// What the kernel does after it has booted would count as part of a fork.
 fn settle() {
     let start = now(libc::CLOCK_MONOTONIC);
@@ -570,6 +593,7 @@ fn main() {
     if !quick {
         scale();
         starts();
+        autoattach();
         events();
     }
 }
