@@ -498,6 +498,11 @@ fn calls(world: &World, seed: u64, count: usize) -> Outcome {
                 let wrongly = known
                     && match result {
                         Ok(()) => forbidden,
+                        // who is preempted all the time loses each note
+                        Err(Errno::PERM) if may_be_lost && !world.alone => {
+                            outcome.preempted += 1;
+                            false
+                        }
                         Err(Errno::PERM) => !forbidden,
                         Err(_) => false,
                     };
