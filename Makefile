@@ -62,7 +62,7 @@ lint:
 # Builds all that `make test` runs at once, as each is linked on one core.
 live:
 	@tests/setup build
-	@exe=$$(cargo test --release --bins --test cli --test install --test live --no-run \
+	@exe=$$(cargo test --release --bins --test host --test live --no-run \
 		--message-format=json-render-diagnostics | \
 		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
 	[ -n "$$exe" ] || { echo "make live: cargo named no executable of the live tests" >&2; exit 1; }; \
@@ -84,11 +84,11 @@ BENCH = $$(cargo bench --bench bench --no-run --message-format=json-render-diagn
 
 bench: setup build ## measure what lsm-nice costs, on 6.12 and the newest kernel; writes docs/bench
 	benches/run $(BIN) "$(BENCH)" docs/bench 6.12 newest
-	cargo bench --bench plot -- draw docs/bench
+	"$(BENCH)" draw docs/bench
 
 bench-check: setup live ## compare what calls cost on 6.12 with docs/bench: 5 % worse fails
 	benches/run quick $(BIN) "$(BENCH)" $(TARGET)/bench/now 6.12
-	cargo bench --bench plot -- compare docs/bench/6.12.json $(TARGET)/bench/now/6.12.json
+	"$(BENCH)" compare docs/bench/6.12.json $(TARGET)/bench/now/6.12.json
 
 install: ## install what `make build` has built; PREFIX=/usr/local, DESTDIR=
 	@[ -f $(BIN) ] || { echo "make install: there is no $(BIN): make build" >&2; exit 1; }

@@ -3,12 +3,16 @@
 //!
 //! Prints a line of JSON for each figure. Everything is measured in one boot: first without any
 //! program, then with empty ones on the same hooks, then with lsm-nice. `bench quick` measures the
-//! calls alone.
+//! calls alone. Of what was measured, elsewhere, `bench draw DIR` writes the table and the plots, and
+//! `bench compare BASE NEW` fails where a call costs more than it did.
+
+mod plot;
 
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -579,13 +583,12 @@ fn settle() {
     }
 }
 
-fn main() {
+fn measure(quick: bool) {
     // SAFETY: a disposition of the kernel's own. What runs in the background of a shell without job
     // control ignores the signal that ends guards here.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     mapped();
     heap();
-    let quick = env::args().any(|word| word == "quick");
     if !quick {
         settle();
     }
@@ -596,4 +599,18 @@ fn main() {
         autoattach();
         events();
     }
+}
+
+fn main() -> Result<ExitCode, plot::Error> {
+    // cargo adds --bench
+    let words = env::args().skip(1).filter(|word| word != "--bench");
+    let words: Vec<_> = words.collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => measure(false),
+        ["quick"] => measure(true),
+        ["draw", dir] => plot::draw(Path::new(dir))?,
+        ["compare", base, new] => return plot::compare(Path::new(base), Path::new(new)),
+        _ => return Err("bench [quick], bench draw DIR, or bench compare BASE NEW".into()),
+    }
+    Ok(ExitCode::SUCCESS)
 }

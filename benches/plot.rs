@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-//! What benches/run has measured: `plot draw DIR` writes the table and the plots of all kernels
-//! there; `plot compare BASE NEW` fails where a call costs more than it did.
+//! The table and the plots of what benches/run has measured, and how that differs from another run.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,7 +14,7 @@ use serde_json::Value;
 const TOLERANCE: f64 = 0.05;
 const NO_PROGRAM: &str = "no program";
 
-type Error = Box<dyn std::error::Error>;
+pub type Error = Box<dyn std::error::Error>;
 
 /// Figures of one kernel: kind, name, case, in the order in which they were measured.
 struct Figures {
@@ -107,7 +105,8 @@ fn cell(figure: &Value) -> String {
     }
 }
 
-fn draw(dir: &Path) -> Result<(), Error> {
+/// Writes the table and the plots of all kernels there.
+pub fn draw(dir: &Path) -> Result<(), Error> {
     let mut files: Vec<_> = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -272,7 +271,8 @@ fn scale(figures: &Figures, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn compare(base: &Path, new: &Path) -> Result<ExitCode, Error> {
+/// Fails where a call costs more than it did.
+pub fn compare(base: &Path, new: &Path) -> Result<ExitCode, Error> {
     let (base, new) = (Figures::read(base)?, Figures::read(new)?);
     let (mut worse, mut seen) = (0, 0);
     for (name, case, figure) in new.of("call") {
@@ -312,17 +312,4 @@ fn compare(base: &Path, new: &Path) -> Result<ExitCode, Error> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn main() -> Result<ExitCode, Error> {
-    let words: Vec<_> = env::args()
-        .skip(1)
-        .filter(|word| word != "--bench")
-        .collect();
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    match words[..] {
-        ["draw", dir] => draw(Path::new(dir)).map(|()| ExitCode::SUCCESS),
-        ["compare", base, new] => compare(Path::new(base), Path::new(new)),
-        _ => Err("plot draw DIR, or plot compare BASE NEW".into()),
-    }
 }
