@@ -21,7 +21,7 @@ LIVE := $(TARGET)/live
 PREFIX ?= /usr/local
 UNIT := lib/systemd/system/lsm-nice@.service
 SHARE := $(wildcard share/*/*/*)
-DOCS := README.md CHANGELOG.md $(wildcard LICENSES/*)
+DOCS := README.md CHANGELOG.md docs/internals.md $(wildcard LICENSES/*)
 CARGO_DEB := $(or $(shell command -v cargo-deb),$(TARGET)/tools/bin/cargo-deb)
 C_FILES = $(wildcard bpf/*.c bpf/*.h include/*.h benches/*.c benches/peers/*.c)
 
@@ -59,10 +59,10 @@ lint:
 	CARGO_PROFILE_RELEASE_PANIC=unwind cargo clippy --release --all-targets -- -D warnings
 	CARGO_PROFILE_RELEASE_PANIC=unwind cargo clippy --release --test live -- -D warnings
 
-# Builds all that `make test` runs at once, as each is linked on one core.
+# What runs in the VM, and the program for it.
 live:
 	@tests/setup build
-	@exe=$$(cargo test --release --bins --test host --test live --no-run \
+	@exe=$$(cargo test --release --test live --no-run \
 		--message-format=json-render-diagnostics | \
 		sed -n 's/.*"name":"live".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1); \
 	[ -n "$$exe" ] || { echo "make live: cargo named no executable of the live tests" >&2; exit 1; }; \

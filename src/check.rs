@@ -264,7 +264,7 @@ pub fn task_storage() -> Result<(), Failure> {
                 "to guard children, several processes, a tree or a cgroup takes Linux 5.13, and \
                  this is {release}"
             ),
-            "guard a single process: lsm-nice --no-children --rule nice --pid PID",
+            "guard a single process: lsm-nice --no-children --pid PID",
         ));
     }
     Ok(())

@@ -209,7 +209,7 @@ pub fn find(name: &str) -> Result<Pinned> {
     }
     let names: Vec<_> = all.iter().map(|pinned| &*pinned.name).collect();
     let fix = match &names[..] {
-        [] => "there are none at all: lsm-nice --pin NAME makes one".into(),
+        [] => "there are none at all: lsm-nice --pid PID --pin NAME makes one".into(),
         names => format!("name one of {}", names.join(", ")),
     };
     Err(Failure::new(format!("there is no pinned guard {name}"), fix).into())

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lsm-nice");
 const UNIT: &str = "lib/systemd/system/lsm-nice@.service";
-const FILES: [(&str, u32); 10] = [
+const FILES: [(&str, u32); 11] = [
     (UNIT, 0o644),
     ("sbin/lsm-nice", 0o755),
     ("share/bash-completion/completions/lsm-nice", 0o644),
@@ -18,6 +18,7 @@ const FILES: [(&str, u32); 10] = [
     ("share/doc/lsm-nice/LICENSES/BSD-2-Clause.txt", 0o644),
     ("share/doc/lsm-nice/LICENSES/GPL-2.0-only.txt", 0o644),
     ("share/doc/lsm-nice/README.md", 0o644),
+    ("share/doc/lsm-nice/docs/internals.md", 0o644),
     ("share/fish/vendor_completions.d/lsm-nice.fish", 0o644),
     ("share/man/man8/lsm-nice.8", 0o644),
     ("share/zsh/site-functions/_lsm-nice", 0o644),
