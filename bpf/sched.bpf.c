@@ -78,7 +78,7 @@ static __always_inline void ask_attr(struct request *request,
 				     struct task_struct *p)
 {
 	struct note note = {};
-	bool keeps_policy, keeps_params;
+	bool keeps_policy, keeps_params, resets;
 	u32 policy;
 
 	if (!note_of_call(NOTED_SETSCHEDULER, &note) || note.target != (u64)p) {
@@ -91,9 +91,15 @@ static __always_inline void ask_attr(struct request *request,
 	keeps_params = note.flags & SCHED_FLAG_KEEP_PARAMS;
 	if (keeps_policy && keeps_params)
 		return;
+	resets = note.flags & SCHED_FLAG_RESET_ON_FORK;
 	policy = keeps_policy ? p->policy : note.policy;
-	ask_class(request, policy, note.priority,
-		  note.flags & SCHED_FLAG_RESET_ON_FORK);
+	/*
+	 * With its parameters a task keeps its class, whatever policy is named.
+	 * Without rule sched that may be another until it is used.
+	 */
+	if (keeps_params && resets && !is_above_other(policy))
+		policy = config.rules & RULE_SCHED ? p->policy : SCHED_FIFO;
+	ask_class(request, policy, note.priority, resets);
 	if (!request->forbidden && config.rules & RULE_NICE && !keeps_params &&
 	    (keeps_policy || has_nice(policy)))
 		ask_nice(request, note.nice);

@@ -43,6 +43,7 @@ typedef _Bool bool;
 
 /* uapi/linux/sched.h */
 #define SCHED_NORMAL 0
+#define SCHED_FIFO 1
 #define SCHED_BATCH 3
 #define SCHED_IDLE 5
 #define SCHED_EXT 7

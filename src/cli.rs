@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser};
 use libbpf_rs::libbpf_sys;
 
+use crate::output;
 use crate::pins;
 use crate::rules::{RULES, Rule};
 
@@ -42,8 +43,8 @@ comes on stderr at the end, and whenever lsm-nice is sent SIGUSR1.
 
 The guard ends with Ctrl-C (SIGINT, SIGTERM, SIGHUP), when the last guarded process has exited,
 or when the cgroup is removed; one that is pinned, with `lsm-nice release`. With COMMAND a signal is
-handed on to it while it runs, and lsm-nice stays until all that COMMAND started has exited, a daemon
-in the background too.
+handed on to it while it runs, and lsm-nice stays until all that COMMAND started has exited, a
+daemon in the background too.
 
 Exit status: 0 the guard was ended, or all it guarded has exited; 1 failed, or `check` found that
 no guard would hold; 2 wrong usage. With COMMAND its own, 128 + N where signal N killed it, 125
@@ -145,8 +146,8 @@ pub struct Cli {
 pub enum Action {
     /// Would a guard hold on this machine? If not, why, and the fix
     ///
-    /// One row for each requirement, and last a trial: a child of lsm-nice is guarded, and its nice
-    /// value set. Exits 0 only where the trial held.
+    /// One row for each requirement, and last a trial: a child of lsm-nice, and a child of that, are
+    /// guarded, and each rule allows and refuses what it should. Exits 0 only where the trial held.
     Check {
         /// One JSON object a row: requirement, ok, detail, fix
         #[arg(long)]
@@ -155,7 +156,7 @@ pub enum Action {
     /// Every lsm-nice guard that stands, pinned or not: what it guards, what it refused
     ///
     /// Read from the kernel. Exits 1 where a guard is damaged, was left half-way by a crash, or is of
-    /// another version of lsm-nice.
+    /// a version of lsm-nice that this one cannot read.
     Status {
         /// The pinned guard of this name alone
         #[arg(value_name = "NAME", value_hint = ValueHint::Other, value_parser = pins::name)]
@@ -203,7 +204,7 @@ impl Cli {
                     ExitCode::SUCCESS
                 }
                 _ => {
-                    eprint!("lsm-nice: {error}");
+                    output::write_line(format!("lsm-nice: {error}"));
                     ExitCode::from(2)
                 }
             })

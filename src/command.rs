@@ -43,6 +43,9 @@ impl Command {
         let mut argv: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
         argv.push(ptr::null());
         if let Some(pid) = fork().context("cannot start COMMAND")? {
+            // SAFETY: a disposition of the kernel's own. Where it came ignored, the kernel would keep
+            // no status of COMMAND, and its PID could be another's when a signal is handed on.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
             return Ok(Self { pid, go, failed });
         }
         drop(go);

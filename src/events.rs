@@ -122,6 +122,13 @@ impl Events {
         result.map(|_| ())
     }
 
+    /// Prints what was read, and leaves the rest to who reads the same events next.
+    pub fn leave(&mut self) -> Result<(), Errno> {
+        let result = self.write(PATIENCE);
+        self.give_up();
+        result.map(|_| ())
+    }
+
     /// Prints no more: the reader is gone.
     pub fn close(&mut self) {
         self.closed = true;
@@ -142,10 +149,15 @@ impl Events {
         any
     }
 
-    /// Counts what cannot be printed.
-    fn discard(&mut self) {
+    /// Counts the lines that cannot be printed.
+    fn give_up(&mut self) {
         self.undelivered += self.lines.iter().filter(|byte| **byte == b'\n').count() as u64;
         self.lines.clear();
+    }
+
+    /// Counts what cannot be printed.
+    fn discard(&mut self) {
+        self.give_up();
         while self.ring.consume_raw_n(BATCH) > 0 {
             let mut events = self.read.borrow_mut();
             self.undelivered += events.len() as u64;

@@ -435,9 +435,14 @@ impl<'obj> Guard<'obj> {
 
     /// Ends the guard; what it counted and reported can still be read.
     pub fn end(&mut self) {
-        self.links.clear();
+        self.detach();
         // the last calls that it judges
         finish_calls();
+    }
+
+    /// The hooks first, as they refuse a request without its note.
+    fn detach(&mut self) {
+        while self.links.pop().is_some() {}
     }
 
     /// Proves on the child, and where children inherit on a child of it, that each door is shut.
@@ -471,6 +476,13 @@ impl<'obj> Guard<'obj> {
             })?;
         }
         Ok(())
+    }
+}
+
+/// A start that fails half-way ends like a guard.
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 

@@ -371,7 +371,7 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
             })?;
             match printed {
                 // a reader that has seen enough, such as head(1)
-                Err(Errno::PIPE) => return Ok(ExitCode::SUCCESS),
+                Err(Errno::PIPE) => break true,
                 printed => printed.context("events cannot be printed, the guard stands: stdout")?,
             }
             if rustix::io::read(&stop, &mut [0; 8]).is_ok() {
@@ -383,10 +383,13 @@ pub fn follow(name: &str, json: bool) -> Result<ExitCode> {
                 break false;
             }
         };
-        if let Some(events) = &mut events {
-            events
-                .finish()
-                .context("the last events cannot be printed: stdout")?;
+        let last = match &mut events {
+            Some(events) if stopped => events.leave(),
+            Some(events) => events.finish(),
+            None => Ok(()),
+        };
+        if last != Err(Errno::PIPE) {
+            last.context("the last events cannot be printed: stdout")?;
         }
         let summary = summary(&counted()?, audit, events.as_ref());
         if stopped {

@@ -97,6 +97,16 @@ fn a_pid_that_no_process_can_have_is_wrong_usage() {
 }
 
 #[test]
+fn wrong_usage_is_told_by_the_status_where_nobody_reads() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let status = Command::new(env!("CARGO_BIN_EXE_lsm-nice"))
+        .args(["--floor", "99"])
+        .stderr(full.expect("/dev/full"))
+        .status();
+    assert_eq!(status.expect("cannot run lsm-nice").code(), Some(2));
+}
+
+#[test]
 fn a_floor_out_of_range_is_wrong_usage() {
     for floor in ["20", "-21", "x", "99999999999", ""] {
         is_wrong_usage(&["--floor", floor], "--floor");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! How a guard ends, and what is left of it.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use rustix::process::Signal;
 
 use crate::agent::Agent;
 use crate::bpf::Loaded;
-use crate::helpers::{Lsm, accepts, heavy, refuses, renice, status_field};
+use crate::helpers::{Lsm, accepts, eventually, heavy, refuses, renice, status_field};
+use crate::sys::{Attr, Native, OTHER, Outside};
 
 tests!(
     sigint_ends_the_guard_and_gives_the_right_back,
@@ -17,6 +19,7 @@ tests!(
     kill_9_ends_the_guard_and_gives_the_right_back,
     under_nohup_a_guard_outlives_sighup,
     the_end_of_the_process_ends_the_guard,
+    nothing_that_is_allowed_is_refused_as_a_guard_ends,
     the_trial_is_not_counted,
     starts_and_stops_leave_nothing_in_the_kernel,
 );
@@ -82,6 +85,33 @@ fn the_end_of_the_process_ends_the_guard() {
         .exited(0)
         .says(&format!("process {pid} (live) has exited"))
         .counted(1);
+}
+
+/// The hook of sched_setattr(2) refuses where a note is missing.
+fn nothing_that_is_allowed_is_refused_as_a_guard_ends() {
+    let target = Agent::at_nice(5);
+    let pid = target.pid;
+    let lsm = Lsm::start(&format!("--pid {pid}"));
+    let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    let attr = Attr::nice(OTHER, 5);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                // a note may be lost where the caller is switched out
+                let allowed = (0..20).any(|_| Outside.setattr(Native, pid, &attr).is_ok());
+                if !allowed {
+                    return;
+                }
+                asked.fetch_add(1, Relaxed);
+            }
+        });
+        eventually(|| (asked.load(Relaxed) > 0).then_some(())).expect("a call");
+        lsm.end();
+        let before = asked.load(Relaxed);
+        let goes_on = eventually(|| (asked.load(Relaxed) > before).then_some(()));
+        stop.store(true, Relaxed);
+        assert!(goes_on.is_some(), "refused after {before} calls");
+    });
 }
 
 fn the_trial_is_not_counted() {

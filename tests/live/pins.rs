@@ -2,7 +2,7 @@
 //! `--pin`, `--replace`, `status` and `release`: guards that outlive their maker.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, pipe};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -52,6 +52,7 @@ tests!(
     a_guard_that_another_process_holds_is_not_called_released,
     events_of_a_pinned_guard_are_followed_by_one_reader,
     a_quiet_guard_cannot_be_followed,
+    what_a_follower_does_not_print_is_counted_or_left_to_the_next,
     a_follower_goes_on_with_the_guard_that_replaces,
     a_replaced_guard_has_the_new_options_and_the_old_targets,
     a_replaced_guard_keeps_its_cgroup_unless_it_is_given_another,
@@ -728,11 +729,16 @@ fn a_guard_that_another_process_holds_is_not_called_released() {
 /// A follower that reads.
 #[track_caller]
 fn follow(options: &str) -> Lsm {
+    follow_with(options, |_| {})
+}
+
+#[track_caller]
+fn follow_with(options: &str, change: impl FnOnce(&mut Command)) -> Lsm {
     let words: Vec<_> = ["lsm-nice", "status"]
         .into_iter()
         .chain(options.split(' '))
         .collect();
-    let follower = Lsm::launch(&words, |_| {});
+    let follower = Lsm::launch(&words, change);
     let reads = eventually(|| follower.stderr().contains("following").then_some(()));
     assert!(reads.is_some(), "{}", follower.stderr());
     follower
@@ -777,6 +783,46 @@ fn events_of_a_pinned_guard_are_followed_by_one_reader() {
     report
         .exited(0)
         .says("lsm-nice: the guard web has ended: 3 refused\n");
+}
+
+fn what_a_follower_does_not_print_is_counted_or_left_to_the_next() {
+    const CALLS: usize = 2000;
+    let target = Agent::start();
+    let web = Name::pin("web", &format!("--pid {}", target.pid));
+    let (mut reader, writer) = pipe().expect("a pipe");
+    let first = follow_with("web --follow", |command| {
+        command.stdout(writer);
+    });
+    for _ in 0..CALLS {
+        assert_eq!(set_nice(target.pid, -1), Err(Errno::PERM));
+    }
+    let first = first.end();
+    let mut taken = String::new();
+    reader.read_to_string(&mut taken).expect("what was printed");
+    let next = follow("web --follow");
+    let rest = |next: &Lsm| next.stdout().lines().count();
+    let lost = first.counts().lost as usize;
+    let left = CALLS - lost - taken.lines().count();
+    assert!(left > 300, "{left} left, {lost} lost\n{first}");
+    let all = eventually(|| (rest(&next) >= left).then_some(()));
+    assert!(all.is_some(), "{left} were left, {}", rest(&next));
+    assert_eq!(rest(&next), left);
+    next.end();
+
+    // as before head(1)
+    let (reader, writer) = pipe().expect("a pipe");
+    let headed = follow_with("web --follow", |command| {
+        command.stdout(writer);
+    });
+    drop(reader);
+    refuses(target.pid, -1);
+    let headed = headed.wait();
+    headed.exited(0);
+    let (headed, first) = (headed.counts(), first.counts());
+    assert_eq!(headed.refused, CALLS as u64 + 1);
+    // what the kernel found no room for is no more than the first has said
+    assert!((1..=first.lost + 1).contains(&headed.lost), "{headed:?}");
+    web.release();
 }
 
 fn a_quiet_guard_cannot_be_followed() {

@@ -45,6 +45,7 @@ tests!(
     a_process_that_is_at_real_time_io_already_is_named,
     rule_nice_alone_lets_fifo_and_io_pass,
     rule_nice_alone_refuses_what_resets_a_child_above_the_floor,
+    a_process_that_is_deadline_already_is_not_made_to_reset_its_children,
     rule_sched_alone_lets_nice_and_io_pass,
     rule_io_alone_lets_nice_and_fifo_pass,
     by_default_io_is_not_guarded,
@@ -590,6 +591,29 @@ fn rule_nice_alone_refuses_what_resets_a_child_above_the_floor() {
     refused(pid, "FIFO, reset", || set(fifo | RESET_ON_FORK));
     refused(pid, "FIFO, reset", || Outside.setattr(Native, pid, &resets));
     allowed(pid, "FIFO", || set(fifo));
+    allowed(pid, "DEADLINE", || {
+        Outside.setattr(Native, pid, &Attr::deadline())
+    });
+    keeps_class_and_gets_no_reset(pid);
+}
+
+/// With its parameters a process keeps its class, so that the policy is a mere word.
+fn keeps_class_and_gets_no_reset(pid: i32) {
+    let attr = Attr::nice(OTHER, 19).flags(FLAG_KEEP_PARAMS | FLAG_RESET_ON_FORK);
+    refused(pid, "reset alone", || Outside.setattr(Native, pid, &attr));
+}
+
+fn a_process_that_is_deadline_already_is_not_made_to_reset_its_children() {
+    let (target, other) = (Agent::at_nice(15), Agent::at_nice(15));
+    let pid = target.pid;
+    let deadline = Attr::deadline();
+    Outside.setattr(Native, pid, &deadline).expect("DEADLINE");
+    let _guards = [pid, other.pid].map(|pid| Lsm::start(&format!("--pid {pid} -n 10")));
+    keeps_class_and_gets_no_reset(pid);
+    let attr = Attr::nice(OTHER, 15).flags(FLAG_KEEP_PARAMS | FLAG_RESET_ON_FORK);
+    allowed(other.pid, "reset", || {
+        Outside.setattr(Native, other.pid, &attr)
+    });
 }
 
 fn rule_sched_alone_lets_nice_and_io_pass() {
