@@ -146,6 +146,8 @@ fn unit(name: &Path) -> Result<Option<PathBuf>> {
     let mut level = Vec::from_iter(mounts().into_iter().next());
     while !level.is_empty() {
         let mut below: Vec<_> = level.iter().flat_map(|dir| directories(dir)).collect();
+        // what is delegated to a user may have any name
+        below.retain(|dir| fs::metadata(dir).is_ok_and(|meta| meta.st_uid() == 0));
         below.sort();
         let found: Vec<_> = below
             .iter()

@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
 };
+use rustix::process::geteuid;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
@@ -261,10 +262,10 @@ pub fn task_storage() -> Result<(), Failure> {
     if version(&release) < Some(TASK_STORAGE) {
         return Err(Failure::new(
             format!(
-                "to guard children, several processes, a tree or a cgroup takes Linux 5.13, and \
-                 this is {release}"
+                "to guard children, several processes, a tree or a cgroup, and to pin a guard, takes \
+                 Linux 5.13, and this is {release}"
             ),
-            "guard a single process: lsm-nice --no-children --pid PID",
+            "guard a single process without --pin: lsm-nice --no-children --pid PID",
         ));
     }
     Ok(())
@@ -540,7 +541,7 @@ pub fn capable() -> Finding {
     if !missing.is_empty() {
         return Err(Failure::new(
             format!("lsm-nice lacks {}", missing.join(", ")),
-            "run it as root: sudo lsm-nice …",
+            as_root(),
         ));
     }
     if fs::metadata("/proc/self/ns/user").is_ok_and(|ns| ns.st_ino() != INITIAL_USER_NAMESPACE) {
@@ -552,6 +553,14 @@ pub fn capable() -> Finding {
     Ok("CAP_BPF, CAP_PERFMON (or CAP_SYS_ADMIN) and CAP_SYS_NICE".into())
 }
 
+/// How to get a capability.
+fn as_root() -> &'static str {
+    match geteuid().is_root() {
+        true => "run it on the host itself, or give it these capabilities",
+        false => "run it as root: sudo lsm-nice …",
+    }
+}
+
 /// Whether lsm-nice may look at all that BPF has loaded.
 pub fn may_list() -> Result<(), Failure> {
     let held =
@@ -559,7 +568,7 @@ pub fn may_list() -> Result<(), Failure> {
     held.then_some(()).ok_or_else(|| {
         Failure::new(
             "lsm-nice lacks CAP_SYS_ADMIN, without which the kernel lists no guards",
-            "run it as root: sudo lsm-nice …",
+            as_root(),
         )
     })
 }

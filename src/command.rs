@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::io::{Errno, read, write};
@@ -52,10 +52,9 @@ impl Command {
         let mut byte = [0];
         while let Err(Errno::INTR) = read(&wait, &mut byte) {}
         if byte != [0] {
-            // SAFETY: argv ends with a null pointer and outlives the call. The Rust runtime alone
-            // ignores SIGPIPE, which an exec would pass on.
+            // SAFETY: argv ends with a null pointer and outlives the call.
             unsafe {
-                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+                libc::signal(libc::SIGPIPE, PIPE.load(Ordering::Relaxed));
                 libc::execvp(argv[0], argv.as_ptr());
             }
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -131,6 +130,24 @@ impl Command {
     }
 }
 
+/// What was to become of SIGPIPE, before the Rust runtime ignored it, which an exec passes on.
+static PIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+/// Called before the runtime starts.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_SIGPIPE: extern "C" fn() = look_at_sigpipe;
+
+extern "C" fn look_at_sigpipe() {
+    // SAFETY: zero is a valid sigaction, which is filled in.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGPIPE, ptr::null(), &mut action) == 0 {
+            PIPE.store(action.sa_sigaction, Ordering::Relaxed);
+        }
+    }
+}
+
 static COMMAND: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicI32 = AtomicI32::new(-1);
 
@@ -140,7 +157,9 @@ extern "C" fn forward(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     unsafe {
         let errno = *libc::__errno_location();
         let sent_by_a_process = (*info).si_code <= 0;
-        if sent_by_a_process {
+        // a terminal that goes away tells the leader of its session alone
+        let hung_up = signal == libc::SIGHUP && libc::getsid(0) == libc::getpid();
+        if sent_by_a_process || hung_up {
             libc::kill(COMMAND.load(Ordering::Relaxed), signal);
         }
         let one = 1u64.to_ne_bytes();

@@ -10,6 +10,8 @@ use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, getpid, wait, waitpid};
 
+use crate::output::Failure;
+
 /// What the child does when it is told: system calls alone, as it was made by fork(2).
 pub type Call = fn() -> io::Result<()>;
 
@@ -37,6 +39,14 @@ impl Child {
             };
             drop(say);
             child.is_ready()?;
+            // its number would be somebody else's here
+            if child.pid != pid {
+                return Err(Failure::new(
+                    "what lsm-nice starts is in another PID namespace than lsm-nice",
+                    "unshare --pid --fork --mount-proc lsm-nice …; nsenter without --no-fork",
+                )
+                .into());
+            }
             return Ok(child);
         }
         drop(ask);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process};
 
 use crate::agent::Agent;
-use crate::helpers::{Lsm, accepts, eventually, pid, refuses, status_field, threads};
+use crate::helpers::{Lsm, accepts, eventually, nice_of, pid, refuses, threads};
 
 tests!(
     processes_in_a_cgroup_and_below_it_are_guarded,
@@ -20,6 +21,7 @@ tests!(
     a_cgroup_is_named_as_proc_prints_it,
     a_cgroup_is_found_by_the_name_of_its_unit,
     a_name_that_may_be_two_units_is_refused,
+    a_unit_in_the_cgroup_of_a_user_is_not_meant,
     a_unit_that_has_no_cgroup_is_refused,
     a_cgroup_ten_levels_deep_is_guarded,
     what_is_no_cgroup2_directory_is_refused,
@@ -324,7 +326,7 @@ fn a_target_in_the_cgroup_that_is_raised_already_is_named() {
     lsm.end()
         .says(&format!("warning: process {pid} (live) is at nice -7"))
         .counted(0);
-    assert_eq!(status_field(pid, "Pid"), Some(pid.to_string()));
+    assert_eq!(nice_of(pid), -7);
 }
 
 fn a_cgroup_is_guarded_from_inside_a_container() {
@@ -386,6 +388,22 @@ fn a_name_that_may_be_two_units_is_refused() {
             .says(other.path())
             .says("fix: name it by its path");
     }
+}
+
+/// As systemd delegates one, in which the user makes any names.
+fn a_unit_in_the_cgroup_of_a_user_is_not_meant() {
+    let top = Cgroup::new("top.slice");
+    let user = top.below("user@1000.service");
+    let unit = user.below("cron.service");
+    for cgroup in [&user, &unit] {
+        chown(cgroup.path(), Some(1000), Some(1000)).expect("a directory");
+    }
+    Lsm::run("--cgroup cron")
+        .refused_to_start()
+        .says("cron is neither a directory of cgroup v2 nor a unit");
+    let target = agent_in(&unit);
+    let _lsm = Lsm::start(&format!("--cgroup {}", unit.path()));
+    refuses(target.pid, -1);
 }
 
 fn a_unit_that_has_no_cgroup_is_refused() {

@@ -33,6 +33,7 @@ tests!(
     the_command_is_in_the_process_group_and_session_of_lsm_nice,
     signals_sent_to_lsm_nice_reach_the_command,
     signals_of_the_terminal_reach_the_command_once,
+    a_terminal_that_goes_away_hangs_up_the_command,
     a_daemon_keeps_the_guard_up_and_the_status_is_the_commands,
     sigterm_ends_the_guard_of_a_daemon_once_the_command_has_exited,
     kill_9_of_lsm_nice_leaves_the_command_free,
@@ -226,14 +227,23 @@ fn limits_are_as_lsm_nice_got_them() {
 }
 
 fn signal_mask_and_ignored_signals_are_as_lsm_nice_got_them() {
+    for (pipe, ignored) in [
+        (libc::SIG_DFL, "0000000000010001"),
+        (libc::SIG_IGN, "0000000000011001"),
+    ] {
+        signals_are_as_lsm_nice_got_them(pipe, ignored);
+    }
+}
+
+fn signals_are_as_lsm_nice_got_them(pipe: libc::sighandler_t, ignored: &str) {
     let said = says_the_same(&["grep", "^Sig[BIC]", "/proc/self/status"], |command| {
         // SAFETY: system calls alone, on values of this closure.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 libc::signal(libc::SIGHUP, libc::SIG_IGN);
                 // lsm-nice has to learn the exit status all the same
                 libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+                libc::signal(libc::SIGPIPE, pipe);
                 let mut set = std::mem::zeroed();
                 libc::sigaddset(&raw mut set, libc::SIGUSR1);
                 libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
@@ -243,7 +253,7 @@ fn signal_mask_and_ignored_signals_are_as_lsm_nice_got_them() {
     });
     assert_eq!(
         said,
-        "SigBlk:\t0000000000000200\nSigIgn:\t0000000000010001\nSigCgt:\t0000000000000000\n"
+        format!("SigBlk:\t0000000000000200\nSigIgn:\t{ignored}\nSigCgt:\t0000000000000000\n")
     );
 }
 
@@ -290,19 +300,15 @@ fn terminal() -> (File, String) {
     (master, name.to_str().expect("a name").to_string())
 }
 
-fn signals_of_the_terminal_reach_the_command_once() {
-    const TIMES: usize = 20;
-    let (mut master, name) = terminal();
+/// The leader of the session of a terminal, of which it has standard input alone.
+fn on_a_terminal(words: &[&str]) -> (File, Lsm) {
+    let (master, name) = terminal();
     let slave = || {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NOCTTY);
         Stdio::from(options.open(&name).expect("a terminal"))
     };
-    // Says what it got at once; `wait` is what a trap interrupts.
-    // It starts its child with SIGINT ignored, which else may come before the child does that itself.
-    let script =
-        "trap '' INT; sleep 1000 & trap 'echo INT' INT; echo ready; while :; do wait; done";
-    let mut lsm = Lsm::launch(&["lsm-nice", "--", "sh", "-c", script], |command| {
+    let lsm = Lsm::launch(words, |command| {
         command.stdin(slave());
         // SAFETY: system calls alone.
         unsafe {
@@ -314,6 +320,27 @@ fn signals_of_the_terminal_reach_the_command_once() {
             });
         }
     });
+    (master, lsm)
+}
+
+fn a_terminal_that_goes_away_hangs_up_the_command() {
+    let (master, mut lsm) = on_a_terminal(&["lsm-nice", "--", "sleep", "1000"]);
+    lsm.must_guard();
+    let command = child_of(lsm.pid());
+    let comm = || fs::read_to_string(format!("/proc/{command}/comm")).ok();
+    let runs = || comm().filter(|comm| comm == "sleep\n");
+    eventually(runs).expect("a COMMAND");
+    drop(master);
+    lsm.wait().exited(128 + libc::SIGHUP);
+}
+
+fn signals_of_the_terminal_reach_the_command_once() {
+    const TIMES: usize = 20;
+    // Says what it got at once; `wait` is what a trap interrupts.
+    // It starts its child with SIGINT ignored, which else may come before the child does that itself.
+    let script =
+        "trap '' INT; sleep 1000 & trap 'echo INT' INT; echo ready; while :; do wait; done";
+    let (mut master, mut lsm) = on_a_terminal(&["lsm-nice", "--", "sh", "-c", script]);
     let count = |lsm: &Lsm| lsm.stdout().matches("INT\n").count();
     eventually(|| lsm.stdout().contains("ready").then_some(())).expect("a COMMAND that waits");
     for sent in 1..=TIMES {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::agent::Agent;
 use crate::bpf::read_iterators;
-use crate::helpers::{Lsm, accepts, child_of, refuses, run, set_nice, status_field};
+use crate::helpers::{Lsm, accepts, child_of, nice_of, refuses, run, set_nice, status_field};
 
 tests!(
     a_pid_of_an_inner_namespace_is_guarded_and_its_outer_namesake_is_not,
@@ -18,7 +18,7 @@ tests!(
     a_process_of_an_inner_namespace_is_guarded_from_outside,
     lsm_nice_in_a_pid_namespace_guards_itself,
     another_namespaces_proc_is_refused_with_the_fix,
-    a_guard_from_inside_a_time_namespace_holds,
+    where_children_are_in_another_namespace_nobody_is_touched,
     a_target_inside_a_time_namespace_is_guarded,
 );
 
@@ -127,12 +127,22 @@ fn another_namespaces_proc_is_refused_with_the_fix() {
     accepts(target.pid, -10);
 }
 
-fn a_guard_from_inside_a_time_namespace_holds() {
+/// unshare(1) without --fork: the children of lsm-nice are in another namespace than itself.
+fn where_children_are_in_another_namespace_nobody_is_touched() {
     let target = Agent::start();
-    let lsm = Lsm::start_in(&SHIFTED, &format!("--pid {}", target.pid));
-    refuses(target.pid, -10);
-    accepts(target.pid, 10);
-    lsm.end().counted(1);
+    let guard = format!("--pid {}", target.pid);
+    for options in [&guard, "check"] {
+        Lsm::run_in(&["unshare", "--pid"], options)
+            .exited(1)
+            .never_says("guarding");
+        let policy = run("chrt", &["-p", "1"]).stdout;
+        assert!(policy.contains("SCHED_OTHER"), "{policy}");
+        assert_eq!(nice_of(1), 0, "{options}");
+    }
+    let report = Lsm::run_in(&["unshare", "--pid"], &guard);
+    report.refused_to_start();
+    report.says("is in another PID namespace").says("--fork");
+    accepts(target.pid, -10);
 }
 
 fn a_target_inside_a_time_namespace_is_guarded() {

@@ -243,6 +243,7 @@ enum Fate {
 
 const RENAME: (libc::c_long, Option<u32>) = (libc::SYS_renameat2, None);
 const PIN: (libc::c_long, Option<u32>) = (libc::SYS_bpf, Some(libbpf_sys::BPF_OBJ_PIN));
+const LOAD: (libc::c_long, Option<u32>) = (libc::SYS_bpf, Some(libbpf_sys::BPF_PROG_LOAD));
 
 /// lsm-nice with a system call, or where its first argument is that, that does not succeed.
 #[track_caller]
@@ -308,6 +309,10 @@ fn a_failure_half_way_leaves_no_trace() {
         accepts(target.pid, 0);
     }
     before.is_not_exceeded();
+    // as in a sandbox
+    run_without(LOAD, Fate::Error(Errno::PERM), &options)
+        .refused_to_start()
+        .says("the kernel refuses to load a BPF LSM program (EPERM)");
     // the filter lets the rest pass
     let nothing = run_without((libc::SYS_reboot, None), Fate::Killed, &options);
     let web = Name("web");

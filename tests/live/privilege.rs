@@ -2,6 +2,7 @@
 //! What lsm-nice may still do once a guard stands.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
 use rustix::process::Signal;
@@ -19,7 +20,25 @@ tests!(
     a_guard_of_a_command_can_signal_it_whoever_it_becomes,
     command_has_what_lsm_nice_was_started_with,
     nobody_traces_a_guard_without_cap_sys_ptrace,
+    a_guard_starts_while_others_write_to_autogroups,
 );
+
+/// For who lacks CAP_SYS_ADMIN the kernel takes one such write in 100 ms, of all on the machine.
+fn a_guard_starts_while_others_write_to_autogroups() {
+    let target = Agent::start();
+    let without = ["setpriv", "--bounding-set=-sys_admin"];
+    let script = "while :; do echo 0 2>/dev/null >/proc/self/autogroup; done";
+    let mut writer = Command::new(without[0])
+        .args([without[1], "sh", "-c", script])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("setpriv");
+    let lsm = Lsm::start_in(&without, &format!("--pid {}", target.pid));
+    writer.kill().expect("a shell that writes");
+    writer.wait().expect("a shell that writes");
+    refuses(target.pid, -1);
+    lsm.end();
+}
 
 /// What needs marks is ignored where the kernel has none.
 pub fn trials() -> Vec<Trial> {
