@@ -161,6 +161,13 @@ fn a_pin_without_a_target_or_with_a_wrong_name_is_wrong_usage() {
 }
 
 #[test]
+fn a_tree_needs_a_pid() {
+    is_wrong_usage(&["--tree"], "--pid");
+    is_wrong_usage(&["--tree", "--cgroup", "/"], "--pid");
+    is_wrong_usage(&["--tree", "--", "true"], "--pid");
+}
+
+#[test]
 fn what_lsm_nice_does_not_know_is_wrong_usage() {
     is_wrong_usage(&["--no-such-option"], "--no-such-option");
     is_wrong_usage(&["-x"], "-x");

@@ -20,7 +20,6 @@ tests!(
     under_nohup_a_guard_outlives_sighup,
     the_end_of_the_process_ends_the_guard,
     nothing_that_is_allowed_is_refused_as_a_guard_ends,
-    the_trial_is_not_counted,
     starts_and_stops_leave_nothing_in_the_kernel,
 );
 
@@ -112,14 +111,6 @@ fn nothing_that_is_allowed_is_refused_as_a_guard_ends() {
         stop.store(true, Relaxed);
         assert!(goes_on.is_some(), "refused after {before} calls");
     });
-}
-
-fn the_trial_is_not_counted() {
-    let target = Agent::start();
-    for floor in [-20, 0, 19] {
-        let lsm = Lsm::start(&format!("--pid {} -n {floor}", target.pid));
-        lsm.end().counted(0);
-    }
 }
 
 fn starts_and_stops_leave_nothing_in_the_kernel() {

@@ -23,7 +23,7 @@ use crate::helpers::{
 tests!(
     in_a_storm_of_processes_not_one_raises_another,
     in_a_storm_inside_a_container_not_one_raises_another,
-    a_crowd_is_guarded_and_gives_its_memory_back,
+    every_one_of_a_crowd_is_guarded,
 );
 
 /// What the processes of a storm share: a file that each of them maps.
@@ -354,7 +354,10 @@ fn storm(wrapper: &[&str], goal: usize) {
     assert_eq!(get(&of.failed), 0, "calls that failed for another reason");
     assert!(of.total() >= goal as u64);
     assert!(of.made.iter().all(|made| get(made) > 0), "{made:?}");
-    assert!(refused >= 3 * of.total(), "each was to try three times");
+    assert!(
+        refused + gone >= 3 * of.total(),
+        "each was to try three times"
+    );
     let counts = report.counts();
     let denied = counts.refused;
     assert_eq!(
@@ -376,70 +379,17 @@ fn in_a_storm_inside_a_container_not_one_raises_another() {
     );
 }
 
-/// A line of /proc/meminfo, in KiB.
-fn meminfo(name: &str) -> i64 {
-    let all = fs::read_to_string("/proc/meminfo").expect("/proc/meminfo");
-    all.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .and_then(|line| line.trim().split(' ').next()?.parse().ok())
-        .expect("a number of KiB")
-}
-
-/// What of the memory is taken, and what of that by the kernel's small objects, in KiB.
-fn taken() -> (i64, i64) {
-    (meminfo("MemTotal") - meminfo("MemFree"), meminfo("Slab"))
-}
-
-fn a_crowd_is_guarded_and_gives_its_memory_back() {
+fn every_one_of_a_crowd_is_guarded() {
     let size = heavy(10_000);
     let before = Loaded::now();
-    let crowd = |guarded: bool| {
-        let mut target = Agent::start();
-        let lsm = guarded.then(|| Lsm::start(&format!("--pid {}", target.pid)));
-        let empty = taken();
-        assert_eq!(target.ask(&format!("herd {size}")), 0);
-        let full = taken();
-        let all = children(target.pid);
-        assert_eq!(all.len(), size);
-        let refused = all
-            .iter()
-            .filter(|child| set_nice(**child, -1) == Err(Errno::PERM))
-            .count();
-        assert_eq!(refused, if guarded { size } else { 0 });
-        target.quit();
-        if let Some(lsm) = lsm {
-            lsm.wait().exited(0).counted(size as u64);
-        }
-        (full.0 - empty.0, full.1 - empty.1)
-    };
-    // The first fills the kernel's caches, which it keeps.
-    crowd(true);
-    let free = crowd(false);
-    let start = taken();
-    let guarded = crowd(true);
-    let mut left = taken();
-    let per = |kib: i64| kib * 1024 / i64::try_from(size).expect("a size");
-    // pages that the kernel keeps at hand come and go, small objects do so less
-    let is_back = |left: (i64, i64)| left.0 - start.0 < 32768 && left.1 - start.1 < 4096;
-    eventually(|| {
-        left = taken();
-        is_back(left).then_some(())
-    });
-    println!(
-        "crowd: {size} guarded processes, each refused; a process takes {} bytes unguarded, {} \
-         guarded (slab {} and {}); {} KiB more than before are taken at the end (slab {})",
-        per(free.0),
-        per(guarded.0),
-        per(free.1),
-        per(guarded.1),
-        left.0 - start.0,
-        left.1 - start.1
-    );
-    assert!(
-        is_back(left),
-        "{} KiB are not given back, {} of them slab",
-        left.0 - start.0,
-        left.1 - start.1
-    );
+    let mut target = Agent::start();
+    let lsm = Lsm::start(&format!("--pid {}", target.pid));
+    assert_eq!(target.ask(&format!("herd {size}")), 0);
+    let all = children(target.pid);
+    assert_eq!(all.len(), size);
+    let refused = |child: &&i32| set_nice(**child, -1) == Err(Errno::PERM);
+    assert_eq!(all.iter().filter(refused).count(), size);
+    target.quit();
+    lsm.wait().exited(0).counted(size as u64);
     before.is_not_exceeded();
 }

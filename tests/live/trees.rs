@@ -25,7 +25,6 @@ tests!(
     with_tree_present_descendants_are_guarded,
     tree_takes_the_descendants_of_every_pid,
     a_traced_process_is_not_of_the_tree,
-    tree_needs_a_pid,
     no_children_guards_later_threads_and_no_later_child,
     no_children_holds_for_several_pids,
     no_children_with_tree_guards_what_was_there,
@@ -37,7 +36,6 @@ tests!(
     a_tree_of_short_lines_among_few_pids_does_not_escape,
     threads_made_while_the_guard_starts_are_guarded,
     exec_by_threads_while_the_guard_starts_sheds_nothing,
-    plain_loads_the_hooks_of_the_rules_and_no_map_of_marks,
     the_default_loads_what_inherits,
     guards_with_children_leave_nothing_in_the_kernel,
 );
@@ -204,15 +202,6 @@ fn a_traced_process_is_not_of_the_tree() {
     tracer.quit();
 }
 
-fn tree_needs_a_pid() {
-    for options in ["--tree", "--tree --cgroup /", "--tree -- true"] {
-        Lsm::run(options)
-            .exited(2)
-            .says("--pid")
-            .never_says("guarding");
-    }
-}
-
 fn no_children_guards_later_threads_and_no_later_child() {
     let mut target = Agent::start();
     let lsm = Lsm::start(&format!("--pid {} --no-children", target.pid));
@@ -274,7 +263,7 @@ fn no_children_with_tree_guards_what_was_there() {
 
 fn the_trial_and_its_grandchild_are_not_counted() {
     let target = Agent::start();
-    for options in ["", "--tree", "-n 19", "-n -20", "--cgroup /"] {
+    for options in ["", "--cgroup /"] {
         let lsm = Lsm::start(&format!("--pid {} {options}", target.pid));
         // They have ended, and nothing of lsm-nice but itself is left.
         assert_eq!(children(lsm.pid()), Vec::<i32>::new());
@@ -403,19 +392,6 @@ fn exec_by_threads_while_the_guard_starts_sheds_nothing() {
 
 /// What marks tasks, passes marks on, and lists the marked; beside it are the hooks of the rules.
 const OF_MARKS: [&str; 3] = ["task_alloc", "task_newtask", "walk"];
-
-fn plain_loads_the_hooks_of_the_rules_and_no_map_of_marks() {
-    let target = Agent::start();
-    let before = Present::now();
-    let lsm = Lsm::start(&format!("--pid {} --no-children", target.pid));
-    let present = before.added();
-    assert!(present.has("task_setnice"));
-    assert!(!OF_MARKS.iter().any(|name| present.has(name)));
-    // Nothing is loaded that is not called.
-    assert_eq!(present.programs, present.attached);
-    assert_eq!(present.task_storages, 0);
-    lsm.end().counted(0);
-}
 
 fn the_default_loads_what_inherits() {
     let target = Agent::start();
