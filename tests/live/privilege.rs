@@ -23,10 +23,14 @@ tests!(
     a_guard_starts_while_others_write_to_autogroups,
 );
 
+const DEBUGFS: &str = "/sys/kernel/debug";
+
 /// For who lacks CAP_SYS_ADMIN the kernel takes one such write in 100 ms, of all on the machine.
 fn a_guard_starts_while_others_write_to_autogroups() {
     let target = Agent::start();
     let without = ["setpriv", "--bounding-set=-sys_admin"];
+    // where 6.1 is asked whether it is preemptible, as systemd has it
+    run("mount", &["-t", "debugfs", "debugfs", DEBUGFS]).exited(0);
     let script = "while :; do echo 0 2>/dev/null >/proc/self/autogroup; done";
     let mut writer = Command::new(without[0])
         .args([without[1], "sh", "-c", script])
@@ -36,6 +40,7 @@ fn a_guard_starts_while_others_write_to_autogroups() {
     let lsm = Lsm::start_in(&without, &format!("--pid {}", target.pid));
     writer.kill().expect("a shell that writes");
     writer.wait().expect("a shell that writes");
+    run("umount", &[DEBUGFS]).exited(0);
     refuses(target.pid, -1);
     lsm.end();
 }
