@@ -146,15 +146,17 @@ fn unit(name: &Path) -> Result<Option<PathBuf>> {
     let mut level = Vec::from_iter(mounts().into_iter().next());
     while !level.is_empty() {
         let mut below: Vec<_> = level.iter().flat_map(|dir| directories(dir)).collect();
-        // what is delegated to a user may have any name
-        below.retain(|dir| fs::metadata(dir).is_ok_and(|meta| meta.st_uid() == 0));
         below.sort();
         let found: Vec<_> = below
             .iter()
             .filter(|dir| names.iter().any(|name| dir.ends_with(name)))
             .collect();
         match found[..] {
-            [] => level = below,
+            // in what is delegated to a user the names are the user's
+            [] => {
+                below.retain(|dir| fs::metadata(dir).is_ok_and(|meta| meta.st_uid() == 0));
+                level = below;
+            }
             [unit] => return Ok(Some(unit.clone())),
             [one, other, ..] => {
                 return Err(Failure::new(

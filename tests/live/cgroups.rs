@@ -401,9 +401,13 @@ fn a_unit_in_the_cgroup_of_a_user_is_not_meant() {
     Lsm::run("--cgroup cron")
         .refused_to_start()
         .says("cron is neither a directory of cgroup v2 nor a unit");
+    // the unit that is delegated is root's own, and what is in it has a path
     let target = agent_in(&unit);
-    let _lsm = Lsm::start(&format!("--cgroup {}", unit.path()));
-    refuses(target.pid, -1);
+    for cgroup in ["user@1000", unit.path()] {
+        let lsm = Lsm::start(&format!("--cgroup {cgroup}"));
+        refuses(target.pid, -1);
+        lsm.end().counted(1);
+    }
 }
 
 fn a_unit_that_has_no_cgroup_is_refused() {
