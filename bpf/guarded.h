@@ -177,6 +177,11 @@ static __always_inline bool is_another(struct task_struct *p)
 	return p->tgid != state.target.tgid && p->tgid != state.trial.tgid;
 }
 
+static __always_inline bool is_current_another(void)
+{
+	return has_current_task_btf() && is_another(bpf_get_current_task_btf());
+}
+
 /*
  * From Linux 6.2 on each typed pointer that is followed makes the verifier
  * search all of BTF, three times on each way that leads there. Without types,

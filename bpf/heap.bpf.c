@@ -46,10 +46,13 @@ static __noinline int judge_mprotect(struct vm_area_struct *vma, u64 prot,
 		.known = true,
 		.asked = {0, 0, prot},
 	};
-	struct mm_struct *mm = vma->vm_mm;
+	struct mm_struct *mm;
 	enum guarded who;
 	u64 start, brk;
 
+	if (is_current_another())
+		return 0;
+	mm = vma->vm_mm;
 	if (!mm)
 		return 0;
 	brk = mm->brk;

@@ -31,8 +31,11 @@ static __noinline int judge_socket(int family, int type, int protocol,
 		.known = true,
 		.asked = {family, type, protocol},
 	};
-	enum guarded who = guarded_current();
+	enum guarded who;
 
+	if (is_current_another())
+		return 0;
+	who = guarded_current();
 	if (who == UNGUARDED)
 		return 0;
 	request.call = call_of(current_task());

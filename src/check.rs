@@ -63,11 +63,13 @@ const REQUIREMENTS: [Requirement; 10] = [
 
 /// `lsm-nice check`: a row for each requirement, and last the trial, which alone decides.
 pub fn run(json: bool) -> Result<ExitCode> {
-    let mut all_there = true;
+    let mut lacking = None;
     for (name, requirement) in REQUIREMENTS {
         let finding = requirement();
-        all_there &= finding.is_ok();
         print_row(name, &finding, json)?;
+        if let Err(failure) = finding {
+            lacking.get_or_insert((name, failure.what));
+        }
     }
     let children = task_storage();
     let finding = children.map(|()| "what a guarded process starts can be guarded".to_string());
@@ -80,9 +82,21 @@ pub fn run(json: bool) -> Result<ExitCode> {
         Err(failure) => Err(failure.clone()),
     };
     let try_doors = |doors| {
-        try_doors(doors, children)
-            .map_err(|error| if all_there { refused(error) } else { error })
-            .map_err(in_words)
+        try_doors(doors, children).map_err(|error| match &lacking {
+            None => in_words(refused(error)),
+            Some((name, what)) => {
+                let loads = !error.is::<libbpf_rs::Error>();
+                let failure = in_words(error);
+                // what the trial itself has found says more
+                if loads && failure.what != *what {
+                    return failure;
+                }
+                Failure {
+                    what: format!("see {name}"),
+                    fix: None,
+                }
+            }
+        })
     };
     let mut usable = rules::doors(&Vec::from_iter(&RULES));
     usable.retain(|door| lets_guard(door).is_ok());
@@ -93,7 +107,7 @@ pub fn run(json: bool) -> Result<ExitCode> {
         let calls: Vec<_> = rule.doors.iter().map(|door| door.call).collect();
         let finding = doors.iter().try_for_each(lets_guard);
         let finding = finding.and_then(|()| match &trial {
-            Err(_) if all_there => try_doors(doors),
+            Err(_) if lacking.is_none() => try_doors(doors),
             trial => trial.clone(),
         });
         let name = format!("rule-{}", rule.name);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! A kernel that was booted with `lsm=lockdown,yama`: programs load and attach, and never run.
 
+use std::fs;
+
 use crate::agent::Agent;
 use crate::check::{all_for_want_of, rows};
 use crate::helpers::{Lsm, accepts};
@@ -11,6 +13,8 @@ tests!(
     a_floor_that_refuses_nothing_is_refused_too,
     check_fails_and_names_the_complete_parameter,
     check_says_so_in_json,
+    // the last, as nothing lifts a lockdown
+    check_names_a_lockdown_and_what_hides_the_trial,
 );
 
 const PARAMETER: &str = "lsm=lockdown,yama,bpf";
@@ -65,4 +69,24 @@ fn check_says_so_in_json() {
             .is_some_and(|fix| fix.contains(PARAMETER)),
         "{report}"
     );
+}
+
+fn check_names_a_lockdown_and_what_hides_the_trial() {
+    fs::write("/sys/kernel/security/lockdown", "confidentiality").expect("a lockdown");
+    let report = Lsm::run("check");
+    report.exited(1);
+    let row = |name: &str| {
+        let mut rows = report.stdout.lines();
+        let row = rows.find(|line| line.split(' ').next() == Some(name));
+        row.unwrap_or_else(|| panic!("no {name}: {report}"))
+    };
+    assert!(row("lockdown").contains("FAILED"), "{report}");
+    assert!(
+        report
+            .stdout
+            .contains("boot without lockdown=confidentiality"),
+        "{report}"
+    );
+    // the kernel's own words are "Invalid argument"
+    assert!(row("trial").ends_with("FAILED  see lsm-list"), "{report}");
 }
