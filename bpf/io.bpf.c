@@ -25,12 +25,18 @@ static __noinline int judge_io(struct task_struct *p, int ioprio)
 		.asked = {ioprio},
 	};
 
-	return verdict(guarded(p), &request, p);
+	enum guarded who = guarded(p);
+
+	if (who == UNGUARDED || call_of(current_task()) != CALL_IOPRIO_SET)
+		return 0;
+	return verdict(who, &request, p);
 }
 
 /*
  * Called by set_task_ioprio() for ioprio_set(2), once for each task that
  * IOPRIO_WHO_PROCESS, PGRP or USER names; the call stops at the first refusal.
+ * And by ext4, which in fsync(2) lends the caller the priority of its journal,
+ * and gives back what that had: no business of this rule.
  * A class of none derives the priority from the nice value, and is allowed. The
  * bits between class and level are hints for the device.
  */
