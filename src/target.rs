@@ -99,10 +99,10 @@ fn comm(pid: Pid) -> Option<Vec<u8>> {
     Some(comm.trim_ascii_end().into())
 }
 
-/// The threads of a process.
+/// The threads of a process; the first alone where /proc hides it.
 pub fn threads(pid: Pid) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
+        return vec![pid];
     };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

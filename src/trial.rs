@@ -50,6 +50,9 @@ impl Child {
             return Ok(child);
         }
         drop(ask);
+        // SAFETY: takes numbers. With the capabilities of its file lsm-nice is not dumpable, and
+        // what /proc has of a child would be root's.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
         // an autogroup of its own, which the trial of that door changes, before lsm-nice goes on
         let _ = rustix::process::setsid();
         tell(&say, getpid().as_raw_pid());

@@ -9,8 +9,8 @@ use rustix::process::Signal;
 
 use crate::agent::Agent;
 use crate::helpers::{
-    Lsm, Report, child_of, eventually, has_task_storage, ignoring, pid, refuses, run, status_field,
-    threads,
+    Lsm, Report, accepts, child_of, eventually, has_task_storage, ignoring, kernel_is, pid,
+    refuses, run, status_field, threads,
 };
 
 tests!(
@@ -21,6 +21,8 @@ tests!(
     command_has_what_lsm_nice_was_started_with,
     nobody_traces_a_guard_without_cap_sys_ptrace,
     a_guard_starts_while_others_write_to_autogroups,
+    a_user_guards_by_the_capabilities_of_the_binary,
+    too_little_locked_memory_is_named_with_the_fix,
 );
 
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -45,6 +47,71 @@ fn a_guard_starts_while_others_write_to_autogroups() {
     lsm.end();
 }
 
+/// With them lsm-nice is not dumpable, and /proc has it and its children as root's.
+fn a_user_guards_by_the_capabilities_of_the_binary() {
+    const DIR: &str = "/tmp/capable";
+    let target = Agent::at_nice(-7);
+    fs::create_dir_all(DIR).expect("a directory");
+    run("mount", &["-t", "tmpfs", "tmpfs", DIR]).exited(0);
+    let binary = format!("{DIR}/lsm-nice");
+    fs::copy("/bin/lsm-nice", &binary).expect("a copy");
+    // linux/capability.h: struct vfs_cap_data, all effective
+    let held = CAP_BPF | CAP_PERFMON | CAP_SYS_NICE;
+    let mut capabilities = [0; 20];
+    for (at, number) in [0x0200_0001, held as u32, 0, (held >> 32) as u32]
+        .into_iter()
+        .enumerate()
+    {
+        capabilities[at * 4..][..4].copy_from_slice(&number.to_le_bytes());
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&binary, "security.capability", &capabilities, flags).expect("an xattr");
+    // where 6.1 is asked whether it is preemptible, and others are hidden
+    run(
+        "mount",
+        &["-t", "debugfs", "-o", "mode=755", "debugfs", DEBUGFS],
+    )
+    .exited(0);
+    run("mount", &["-o", "remount,hidepid=2", "/proc"]).exited(0);
+    // a shell of the user, who has none; before 5.11 BPF counts as locked memory
+    let script = "ulimit -l unlimited &&
+        exec setpriv --reuid=1000 --regid=1000 --clear-groups sh -c 'exec \"$@\"' sh \"$@\"";
+    let of_target = target.pid.to_string();
+    let words = [
+        "sh",
+        "-c",
+        script,
+        "sh",
+        &binary,
+        "--no-children",
+        "--pid",
+        &of_target,
+    ];
+    let mut lsm = Lsm::launch(&words, |_| {});
+    lsm.must_guard();
+    run("mount", &["-o", "remount,hidepid=0", "/proc"]).exited(0);
+    run("umount", &[DEBUGFS]).exited(0);
+    refuses(target.pid, -1);
+    let warned = format!(
+        "warning: process {} is at nice -7, below the floor 0: left as it is",
+        target.pid
+    );
+    target.quit();
+    lsm.wait().exited(0).says(&warned);
+    run("umount", &[DIR]).exited(0);
+}
+
+fn too_little_locked_memory_is_named_with_the_fix() {
+    let target = Agent::start();
+    let script = "ulimit -l 64 && exec setpriv --bounding-set=-sys_resource \"$@\"";
+    let wrapper = ["sh", "-c", script, "sh"];
+    Lsm::run_in(&wrapper, &format!("--no-children --pid {}", target.pid))
+        .refused_to_start()
+        .says("lsm-nice may have 64 KiB")
+        .says("fix: ulimit -l unlimited");
+    accepts(target.pid, -1);
+}
+
 /// What needs marks is ignored where the kernel has none.
 pub fn trials() -> Vec<Trial> {
     let needs_marks = [
@@ -54,11 +121,15 @@ pub fn trials() -> Vec<Trial> {
         "command_has",
     ];
     let missing = needs_marks.map(|what| (!has_task_storage(), what));
-    ignoring(tests(), &missing)
+    // from 5.11 on it is not counted
+    let all = [&missing[..], &[(kernel_is(5, 11), "locked_memory")]].concat();
+    ignoring(tests(), &all)
 }
 
 const CAP_KILL: u64 = 1 << 5; // linux/capability.h
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_NICE: u64 = 1 << 23;
+const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
 
 #[track_caller]
