@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::io::{Errno, read, write};
@@ -52,9 +52,17 @@ impl Command {
         let mut byte = [0];
         while let Err(Errno::INTR) = read(&wait, &mut byte) {}
         if byte != [0] {
-            // SAFETY: argv ends with a null pointer and outlives the call.
+            // SAFETY: argv ends with a null pointer and outlives the call; nothing here uses the
+            // descriptors that are closed.
             unsafe {
-                libc::signal(libc::SIGPIPE, PIPE.load(Ordering::Relaxed));
+                for (signal, action) in &IGNORED {
+                    libc::signal(*signal, action.load(Ordering::Relaxed));
+                }
+                for (fd, closed) in (0..).zip(&CLOSED) {
+                    if closed.load(Ordering::Relaxed) {
+                        libc::close(fd);
+                    }
+                }
                 libc::execvp(argv[0], argv.as_ptr());
             }
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -104,8 +112,9 @@ impl Command {
             .map_or(ExitCode::FAILURE, ExitCode::from))
     }
 
-    /// Hands on to COMMAND the signals that lsm-nice is sent, and writes `stop` for each. What the
-    /// terminal sends reaches the whole foreground process group, COMMAND too, and is not repeated.
+    /// Hands on to COMMAND the signals that lsm-nice is sent while it runs, and writes `stop` for
+    /// those that come later. What the terminal sends reaches the whole foreground process group,
+    /// COMMAND too, and is not repeated.
     pub fn forward_signals(&self, stop: &OwnedFd) -> Result<()> {
         COMMAND.store(self.pid.as_raw_pid(), Ordering::Relaxed);
         STOP.store(stop.as_raw_fd(), Ordering::Relaxed);
@@ -130,40 +139,65 @@ impl Command {
     }
 }
 
-/// What was to become of SIGPIPE, before the Rust runtime ignored it, which an exec passes on.
-static PIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+/// Signals for writes that fail, which lsm-nice ignores, and what was to become of them before: a
+/// reader that is gone and a file that may not grow are errors, and the guard stands.
+static IGNORED: [(libc::c_int, AtomicUsize); 2] = [
+    (libc::SIGPIPE, AtomicUsize::new(libc::SIG_DFL)),
+    (libc::SIGXFSZ, AtomicUsize::new(libc::SIG_DFL)),
+];
+
+/// Which of the standard descriptors were closed, before the Rust runtime opened /dev/null there.
+static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
 /// Called before the runtime starts.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static LOOK_AT_SIGPIPE: extern "C" fn() = look_at_sigpipe;
+static BEFORE_MAIN: extern "C" fn() = before_main;
 
-extern "C" fn look_at_sigpipe() {
-    // SAFETY: zero is a valid sigaction, which is filled in.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGPIPE, ptr::null(), &mut action) == 0 {
-            PIPE.store(action.sa_sigaction, Ordering::Relaxed);
-        }
+extern "C" fn before_main() {
+    for (signal, action) in &IGNORED {
+        // SAFETY: a disposition of the kernel's own.
+        let old = unsafe { libc::signal(*signal, libc::SIG_IGN) };
+        action.store(old, Ordering::Relaxed);
+    }
+    for (fd, closed) in (0..).zip(&CLOSED) {
+        // SAFETY: takes numbers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        closed.store(flags < 0, Ordering::Relaxed);
     }
 }
 
 static COMMAND: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicI32 = AtomicI32::new(-1);
+/// COMMAND has exited, and not by a signal of the terminal that lsm-nice has still to handle.
+static HAS_EXITED: AtomicBool = AtomicBool::new(false);
+
+/// What the terminal sends from now on is for lsm-nice.
+pub fn has_exited() {
+    HAS_EXITED.store(true, Ordering::Relaxed);
+}
 
 extern "C" fn forward(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo; kill and write are async-signal-safe; errno is
-    // put back for what was interrupted.
+    // SAFETY: the kernel passes a valid siginfo; all calls are system calls alone; errno is put back
+    // for what was interrupted.
     unsafe {
         let errno = *libc::__errno_location();
+        let command = COMMAND.load(Ordering::Relaxed);
         let sent_by_a_process = (*info).si_code <= 0;
         // a terminal that goes away tells the leader of its session alone
         let hung_up = signal == libc::SIGHUP && libc::getsid(0) == libc::getpid();
-        if sent_by_a_process || hung_up {
-            libc::kill(COMMAND.load(Ordering::Relaxed), signal);
+        let sent_here = sent_by_a_process || hung_up;
+        let mut exited: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_PID, command.cast_unsigned(), &mut exited, options);
+        if exited.si_pid() == 0 {
+            if sent_here {
+                libc::kill(command, signal);
+            }
+        } else if sent_here || HAS_EXITED.load(Ordering::Relaxed) {
+            let one = 1u64.to_ne_bytes();
+            libc::write(STOP.load(Ordering::Relaxed), one.as_ptr().cast(), one.len());
         }
-        let one = 1u64.to_ne_bytes();
-        libc::write(STOP.load(Ordering::Relaxed), one.as_ptr().cast(), one.len());
         *libc::__errno_location() = errno;
     }
 }

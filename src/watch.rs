@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
 
 use crate::cgroup::Cgroup;
-use crate::command::Command;
+use crate::command::{self, Command};
 use crate::events::Events;
 use crate::guard::{Guard, counters, walked};
 use crate::output::status;
@@ -73,7 +73,7 @@ impl<'a> Watch<'a> {
     /// It waits for one guarded process at a time, the oldest as it is likely to last, and asks the
     /// kernel for another when that has exited.
     pub fn wait(&self, guard: &mut Guard<'_>, events: &mut Option<Events>) -> Result<Ended> {
-        let mut cgroup = self.cgroup;
+        let (mut cgroup, mut command) = (self.cgroup, self.command);
         loop {
             let process = self.running(guard)?;
             if let Some(gone) = cgroup.take_if(|cgroup| cgroup.is_gone())
@@ -88,18 +88,21 @@ impl<'a> Watch<'a> {
                     Ended::Exited
                 });
             }
+            if let Some(running) = command
+                && running.has_exited()?
+            {
+                command::has_exited();
+                command = None;
+            }
             let ends = [
                 Some(self.stop.as_fd()),
                 process.as_ref().map(AsFd::as_fd),
                 cgroup.map(|cgroup| cgroup.removals.as_fd()),
+                command.map(AsFd::as_fd),
             ];
             self.report(guard, events, &Vec::from_iter(ends.into_iter().flatten()))?;
             if rustix::io::read(&self.stop, &mut [0; 8]).is_ok() {
-                // COMMAND has had the signal; what it left running ends with the guard's end alone
-                match self.command {
-                    Some(command) if !command.has_exited()? => {}
-                    _ => return Ok(Ended::Stopped),
-                }
+                return Ok(Ended::Stopped);
             }
         }
     }

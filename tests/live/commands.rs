@@ -30,12 +30,14 @@ tests!(
     limits_are_as_lsm_nice_got_them,
     signal_mask_and_ignored_signals_are_as_lsm_nice_got_them,
     no_descriptor_leaks_into_the_command,
+    descriptors_that_came_closed_are_closed_for_the_command,
     the_command_is_in_the_process_group_and_session_of_lsm_nice,
     signals_sent_to_lsm_nice_reach_the_command,
     signals_of_the_terminal_reach_the_command_once,
     a_terminal_that_goes_away_hangs_up_the_command,
     a_daemon_keeps_the_guard_up_and_the_status_is_the_commands,
     sigterm_ends_the_guard_of_a_daemon_once_the_command_has_exited,
+    the_signal_that_ends_the_command_leaves_its_daemon_guarded,
     kill_9_of_lsm_nice_leaves_the_command_free,
     a_command_that_lsm_nice_did_not_live_to_guard_does_not_run,
 );
@@ -227,15 +229,15 @@ fn limits_are_as_lsm_nice_got_them() {
 }
 
 fn signal_mask_and_ignored_signals_are_as_lsm_nice_got_them() {
-    for (pipe, ignored) in [
+    for (of_writes, ignored) in [
         (libc::SIG_DFL, "0000000000010001"),
-        (libc::SIG_IGN, "0000000000011001"),
+        (libc::SIG_IGN, "0000000001011001"),
     ] {
-        signals_are_as_lsm_nice_got_them(pipe, ignored);
+        signals_are_as_lsm_nice_got_them(of_writes, ignored);
     }
 }
 
-fn signals_are_as_lsm_nice_got_them(pipe: libc::sighandler_t, ignored: &str) {
+fn signals_are_as_lsm_nice_got_them(of_writes: libc::sighandler_t, ignored: &str) {
     let said = says_the_same(&["grep", "^Sig[BIC]", "/proc/self/status"], |command| {
         // SAFETY: system calls alone, on values of this closure.
         unsafe {
@@ -243,7 +245,8 @@ fn signals_are_as_lsm_nice_got_them(pipe: libc::sighandler_t, ignored: &str) {
                 libc::signal(libc::SIGHUP, libc::SIG_IGN);
                 // lsm-nice has to learn the exit status all the same
                 libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-                libc::signal(libc::SIGPIPE, pipe);
+                libc::signal(libc::SIGPIPE, of_writes);
+                libc::signal(libc::SIGXFSZ, of_writes);
                 let mut set = std::mem::zeroed();
                 libc::sigaddset(&raw mut set, libc::SIGUSR1);
                 libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
@@ -259,6 +262,20 @@ fn signals_are_as_lsm_nice_got_them(pipe: libc::sighandler_t, ignored: &str) {
 
 fn no_descriptor_leaks_into_the_command() {
     says_the_same(&["sh", "-c", "exec ls /proc/self/fd"], |_| {});
+}
+
+fn descriptors_that_came_closed_are_closed_for_the_command() {
+    let said = says_the_same(&["sh", "-c", "exec ls /proc/self/fd"], |command| {
+        // SAFETY: a system call alone.
+        unsafe {
+            command.pre_exec(|| {
+                libc::close(0);
+                Ok(())
+            });
+        }
+    });
+    // where ls has the directory
+    assert_eq!(said, "0\n1\n2\n");
 }
 
 fn the_command_is_in_the_process_group_and_session_of_lsm_nice() {
@@ -394,6 +411,33 @@ fn sigterm_ends_the_guard_of_a_daemon_once_the_command_has_exited() {
     lsm.wait().exited(7).counted(1);
     accepts(daemon, -1);
     kill_process(pid(daemon), Signal::KILL).expect("the daemon");
+}
+
+fn the_signal_that_ends_the_command_leaves_its_daemon_guarded() {
+    for by_the_terminal in [false, true].repeat(3) {
+        let script = "setsid sleep 1000 & echo $!; exec sleep 1000";
+        let (mut master, mut lsm) = on_a_terminal(&["lsm-nice", "--", "sh", "-c", script]);
+        lsm.must_guard();
+        let command = child_of(lsm.pid());
+        let sleeps = |of| (status_field(of, "Name")? == "sleep").then_some(());
+        let daemon = eventually(|| lsm.stdout().trim().parse().ok()).expect("the PID of a daemon");
+        eventually(|| sleeps(daemon).and(sleeps(command))).expect("a COMMAND and a daemon");
+        match by_the_terminal {
+            true => master.write_all(b"\x03").expect("a terminal"),
+            false => lsm.signal(Signal::INT),
+        }
+        eventually(|| {
+            status_field(command, "State")?
+                .starts_with('Z')
+                .then_some(())
+        })
+        .expect("the end of COMMAND");
+        lsm.must_still_guard();
+        refuses(daemon, -1);
+        lsm.signal(Signal::INT);
+        lsm.wait().exited(128 + libc::SIGINT).counted(1);
+        kill_process(pid(daemon), Signal::KILL).expect("the daemon");
+    }
 }
 
 fn kill_9_of_lsm_nice_leaves_the_command_free() {

@@ -59,6 +59,7 @@ tests!(
     a_reader_that_has_gone_is_named_once_and_the_guard_stays,
     a_reader_that_goes_as_the_guard_ends_loses_no_count,
     a_full_disk_is_named_once_and_the_guard_stays,
+    a_file_that_may_not_grow_is_named_once_and_the_guard_stays,
     lines_stay_whole_where_a_command_writes_between_them,
     an_event_is_read_at_once_when_idle,
     a_flood_is_counted_to_the_last_and_eats_no_memory,
@@ -1112,6 +1113,28 @@ fn a_full_disk_is_named_once_and_the_guard_stays() {
         command.stdout(full.expect("/dev/full"));
     });
     loses_its_output(lsm, &target, 0, "No space left on device");
+}
+
+fn a_file_that_may_not_grow_is_named_once_and_the_guard_stays() {
+    let target = Agent::start();
+    const MOST: u64 = 8192;
+    fs::write("/tmp/limited", [b'\n'; MOST as usize]).expect("a file");
+    let lsm = Lsm::start_with(&format!("--pid {}", target.pid), |command| {
+        let file = OpenOptions::new().append(true).open("/tmp/limited");
+        command.stdout(file.expect("a file"));
+        // SAFETY: a system call alone, on values of this closure.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit {
+                    rlim_cur: MOST,
+                    rlim_max: MOST,
+                };
+                libc::setrlimit(libc::RLIMIT_FSIZE, &limit);
+                Ok(())
+            });
+        }
+    });
+    loses_its_output(lsm, &target, 0, "File too large");
 }
 
 fn lines_stay_whole_where_a_command_writes_between_them() {
