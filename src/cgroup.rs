@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -73,8 +73,14 @@ impl Cgroup {
 
 fn find(name: &Path) -> Result<Option<(PathBuf, OwnedFd)>> {
     let below_root = name.strip_prefix("/").unwrap_or(name);
+    // "." in any other directory is not the root, which is everybody
+    let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    let roots = match name.components().all(is_plain) {
+        true => mounts(),
+        false => Vec::new(),
+    };
     let found = std::iter::once(name.to_path_buf())
-        .chain(mounts().iter().map(|root| root.join(below_root)))
+        .chain(roots.iter().map(|root| root.join(below_root)))
         .find_map(open_cgroup);
     Ok(match found {
         None => unit(name)?.and_then(open_cgroup),

@@ -221,7 +221,17 @@ fn a_cgroup_ten_levels_deep_is_guarded() {
 fn what_is_no_cgroup2_directory_is_refused() {
     let cgroup = Cgroup::new("guarded");
     let file = format!("{}/cgroup.procs", cgroup.path());
-    for path in ["/tmp", "/nonexistent", "/sys/fs/cgroup/nonexistent", &file] {
+    for path in [
+        "/tmp",
+        "/nonexistent",
+        "/sys/fs/cgroup/nonexistent",
+        &file,
+        // where the tests run no cgroup is, and the root is everybody
+        ".",
+        "./",
+        "..",
+        "guarded/..",
+    ] {
         Lsm::run(&format!("--cgroup {path}"))
             .refused_to_start()
             .says(path)
