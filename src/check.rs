@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
 };
-use rustix::process::geteuid;
+use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
@@ -25,6 +25,7 @@ use crate::btf::VMLINUX;
 use crate::guard::{self, Guard, NOTE, Reports, Request};
 use crate::output::{Failure, status};
 use crate::rules::{self, Door, RULES, RuleDoor};
+use crate::target::proc_is_ours;
 
 const SECURITYFS: &str = "/sys/kernel/security";
 const SECURITYFS_MAGIC: u64 = 0x7363_6673; // linux/magic.h
@@ -40,6 +41,8 @@ type Finding = Result<String, Failure>;
 const TASK_STORAGE: (u32, u32) = (5, 13);
 /// The first kernel that has ring buffers.
 const RING_BUFFER: (u32, u32) = (5, 8);
+/// The first kernel that charges BPF to memory cgroups.
+const MEMORY_CONTROL: (u32, u32) = (5, 11);
 /// The kernels that skip an LSM program whose caller preempted another run of it, and fail to find
 /// a mark likewise.
 const SKIPS: (u32, u32) = (5, 12);
@@ -48,26 +51,32 @@ const NO_SKIPS: (u32, u32) = (6, 2);
 type Requirement = (&'static str, fn() -> Finding);
 
 /// In the order in which they depend on each other.
-const REQUIREMENTS: [Requirement; 10] = [
+const REQUIREMENTS: [Requirement; 11] = [
     ("kernel", kernel),
     ("bpf-lsm", compiled_in),
     ("btf", btf),
     ("securityfs", securityfs),
     ("lsm-list", listed),
     ("lockdown", not_locked_down),
+    ("proc", proc),
     ("capabilities", capable),
     ("hook", hook),
     ("ftrace", ftrace),
     ("preemption", preemption),
 ];
 
+/// Those of them that keep no program from being loaded.
+const TELL_ONLY: [&str; 2] = ["securityfs", "lsm-list"];
+
 /// `lsm-nice check`: a row for each requirement, and last the trial, which alone decides.
 pub fn run(json: bool) -> Result<ExitCode> {
+    let mut all_there = true;
     let mut lacking = None;
     for (name, requirement) in REQUIREMENTS {
         let finding = requirement();
         print_row(name, &finding, json)?;
-        if let Err(failure) = finding {
+        all_there &= finding.is_ok();
+        if let Some(failure) = finding.err().filter(|_| !TELL_ONLY.contains(&name)) {
             lacking.get_or_insert((name, failure.what));
         }
     }
@@ -83,19 +92,14 @@ pub fn run(json: bool) -> Result<ExitCode> {
     };
     let try_doors = |doors| {
         try_doors(doors, children).map_err(|error| match &lacking {
-            None => in_words(refused(error)),
-            Some((name, what)) => {
-                let loads = !error.is::<libbpf_rs::Error>();
-                let failure = in_words(error);
-                // what the trial itself has found says more
-                if loads && failure.what != *what {
-                    return failure;
-                }
+            // what the trial itself has found says more
+            Some((name, what)) if error.is::<libbpf_rs::Error>() || error.to_string() == *what => {
                 Failure {
                     what: format!("see {name}"),
                     fix: None,
                 }
             }
+            _ => in_words(refused(error)),
         })
     };
     let mut usable = rules::doors(&Vec::from_iter(&RULES));
@@ -107,7 +111,7 @@ pub fn run(json: bool) -> Result<ExitCode> {
         let calls: Vec<_> = rule.doors.iter().map(|door| door.call).collect();
         let finding = doors.iter().try_for_each(lets_guard);
         let finding = finding.and_then(|()| match &trial {
-            Err(_) if lacking.is_none() => try_doors(doors),
+            Err(_) if all_there => try_doors(doors),
             trial => trial.clone(),
         });
         let name = format!("rule-{}", rule.name);
@@ -127,6 +131,7 @@ pub fn run(json: bool) -> Result<ExitCode> {
 
 /// Starts a guard of nobody, which proves itself on a child and ends.
 fn try_doors(doors: Vec<RuleDoor>, children: bool) -> Result<()> {
+    proc_is_ours()?;
     let request = Request {
         floor: 0,
         doors,
@@ -168,15 +173,18 @@ pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
             ))
         })
     };
-    match missing().or_else(open) {
+    let loads = !error.is::<libbpf_rs::Error>();
+    match missing(loads).or_else(open) {
         Some(failure) => failure.into(),
         None => refused(error),
     }
 }
 
-fn missing() -> Option<Failure> {
+/// The first requirement that is not there; with `all`, of those too that keep nothing from loading.
+fn missing(all: bool) -> Option<Failure> {
     REQUIREMENTS
         .iter()
+        .filter(|(name, _)| all || !TELL_ONLY.contains(name))
         .find_map(|(_, requirement)| requirement().err())
 }
 
@@ -186,15 +194,30 @@ fn refused(error: anyhow::Error) -> anyhow::Error {
     let denied = |cause: &libbpf_rs::Error| {
         cause.kind() == ErrorKind::PermissionDenied && format!("{cause:#}").contains("os error 1)")
     };
-    if error.downcast_ref().is_some_and(denied) {
+    if !error.downcast_ref().is_some_and(denied) {
+        return error;
+    }
+    let uname = rustix::system::uname();
+    let limit = getrlimit(Resource::Memlock).current;
+    if version(&uname.release().to_string_lossy()) < Some(MEMORY_CONTROL)
+        && let Some(limit) = limit
+    {
         return Failure::new(
-            "the kernel refuses to load a BPF LSM program (EPERM), though lsm-nice has the \
-             capabilities for it: a sandbox, a hypervisor or lockdown forbids it",
-            "run lsm-nice where BPF LSM is allowed: on the host itself, not locked down",
+            format!(
+                "before Linux 5.11 BPF programs count as locked memory, of which lsm-nice may have \
+                 {} KiB",
+                limit / 1024
+            ),
+            "ulimit -l unlimited",
         )
         .into();
     }
-    error
+    Failure::new(
+        "the kernel refuses to load a BPF LSM program (EPERM), though lsm-nice has the capabilities \
+         for it: a sandbox, a hypervisor or lockdown forbids it",
+        "run lsm-nice where BPF LSM is allowed: on the host itself, not locked down",
+    )
+    .into()
 }
 
 #[derive(Serialize)]
@@ -350,7 +373,7 @@ pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
         }
     }
     if usable.is_empty() {
-        bail!(missing().unwrap_or(Failure::new(
+        bail!(missing(true).unwrap_or(Failure::new(
             "this kernel can enforce nothing of what was asked for",
             "`lsm-nice check` says what it can",
         )));
@@ -361,21 +384,40 @@ pub fn usable(doors: Vec<RuleDoor>) -> Result<Vec<RuleDoor>> {
     Ok(usable)
 }
 
-/// Whether a task can be preempted in the kernel: built so, or chosen at boot. Where that cannot be
-/// read it is taken as so.
+/// Whether a task can be preempted in the kernel: built so, or chosen at boot or later. Where that
+/// cannot be read it is taken as so.
 fn is_preemptible() -> bool {
     let uname = rustix::system::uname();
     let built = uname.version().to_string_lossy();
     match built.split(' ').find(|word| word.starts_with("PREEMPT")) {
         None => false,
-        Some("PREEMPT_DYNAMIC") => {
-            let mode = debugfs("sched/preempt").unwrap_or_default();
-            !["(none)", "(voluntary)"]
-                .iter()
-                .any(|off| mode.contains(off))
-        }
+        Some("PREEMPT_DYNAMIC") => match debugfs("sched/preempt") {
+            Some(modes) => !modes.contains("(none)") && !modes.contains("(voluntary)"),
+            None => !booted_without_preemption(&uname.release().to_string_lossy()),
+        },
         Some(_) => true,
     }
+}
+
+/// What lockdown hides in debugfs, where nothing can be changed then: the last preempt= of the
+/// command line, or how the kernel was configured.
+fn booted_without_preemption(release: &str) -> bool {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let mut words = line.split_whitespace().rev();
+    if let Some(mode) = words.find_map(|word| word.strip_prefix("preempt=")) {
+        return matches!(mode, "none" | "voluntary");
+    }
+    [
+        format!("/boot/config-{release}"),
+        format!("/lib/modules/{release}/config"),
+    ]
+    .iter()
+    .filter_map(|path| fs::read_to_string(path).ok())
+    .any(|config| {
+        config
+            .lines()
+            .any(|line| matches!(line, "CONFIG_PREEMPT_NONE=y" | "CONFIG_PREEMPT_VOLUNTARY=y"))
+    })
 }
 
 /// Reads a file of debugfs, which need not be mounted for it, but may not be to be mounted either.
@@ -477,6 +519,12 @@ fn not_locked_down() -> Finding {
         ));
     }
     Ok("BPF may read the kernel".into())
+}
+
+fn proc() -> Finding {
+    proc_is_ours()
+        .map(|()| "shows the PID namespace of lsm-nice".into())
+        .map_err(in_words)
 }
 
 /// BPF programs are attached by ftrace, which root can switch off with all of them.

@@ -1,25 +1,37 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! `lsm-nice check` where a guard holds.
 
+use std::fs;
+
+use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::helpers::{
-    Lsm, Report, has_task_storage, mount_securityfs, securityfs_is_mounted, unmount_securityfs,
+    Lsm, Report, has_task_storage, ignoring, kernel_is, mount_securityfs, securityfs_is_mounted,
+    unmount_securityfs,
 };
 
 tests!(
     check_passes_with_a_row_for_each_requirement,
     check_speaks_json,
     check_names_what_a_restricted_root_lacks,
+    where_debugfs_is_closed_the_boot_tells_whether_the_kernel_is_preemptible,
 );
 
-pub const REQUIREMENTS: [&str; 19] = [
+/// Elsewhere it makes no difference.
+pub fn trials() -> Vec<Trial> {
+    let asks = kernel_is(5, 12) && !kernel_is(6, 2);
+    ignoring(tests(), &[(!asks, "where_debugfs_is_closed")])
+}
+
+pub const REQUIREMENTS: [&str; 20] = [
     "kernel",
     "bpf-lsm",
     "btf",
     "securityfs",
     "lsm-list",
     "lockdown",
+    "proc",
     "capabilities",
     "hook",
     "ftrace",
@@ -131,4 +143,51 @@ fn check_names_what_a_restricted_root_lacks() {
         .filter(|requirement| *requirement != "preemption")
         .collect();
     assert_eq!(failed, all_for_want_of("capabilities"), "{report}");
+}
+
+/// As lockdown closes it, which secure boot brings.
+fn where_debugfs_is_closed_the_boot_tells_whether_the_kernel_is_preemptible() {
+    let config = format!(
+        "/boot/config-{}",
+        rustix::system::uname().release().to_string_lossy()
+    );
+    fs::create_dir_all("/boot").expect("/boot");
+    let line = fs::read_to_string("/proc/cmdline").expect("/proc");
+    let line = line.trim();
+    for (line, built, preemptible) in [
+        (line, None, true),
+        (
+            line,
+            Some("CONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_DYNAMIC=y\n"),
+            false,
+        ),
+        (
+            line,
+            Some("# CONFIG_PREEMPT_VOLUNTARY is not set\nCONFIG_PREEMPT=y\n"),
+            true,
+        ),
+        (&format!("{line} preempt=none"), None, false),
+        (&format!("preempt=none {line} preempt=full"), None, true),
+    ] {
+        fs::write("/tmp/cmdline", line).expect("a file");
+        match built {
+            Some(built) => fs::write(&config, built).expect("a configuration"),
+            None => drop(fs::remove_file(&config)),
+        }
+        let script = "mount --bind /tmp/cmdline /proc/cmdline &&
+            exec setpriv --bounding-set=-sys_admin \"$@\"";
+        let report = Lsm::run_in(
+            &["unshare", "--mount", "sh", "-c", script, "sh"],
+            "check --json",
+        );
+        report.exited(preemptible.into());
+        let rows = rows(&report);
+        let row = rows.iter().find(|row| row["requirement"] == "preemption");
+        assert_eq!(
+            row.expect("a row")["ok"],
+            !preemptible,
+            "{line} {built:?} {report}"
+        );
+    }
+    let _ = fs::remove_file(&config);
 }

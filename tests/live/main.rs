@@ -81,7 +81,7 @@ fn main() -> ExitCode {
             ("events", events::tests()),
             ("starts", starts::tests()),
             ("privilege", privilege::trials()),
-            ("check", check::tests()),
+            ("check", check::trials()),
             ("missing", missing::tests()),
         ]
         .into_iter()

@@ -125,6 +125,15 @@ fn another_namespaces_proc_is_refused_with_the_fix() {
     .says("/proc does not show the PID namespace")
     .says("fix: mount -t proc proc /proc");
     accepts(target.pid, -10);
+    // which has no trial, as its child would be another process there
+    let report = Lsm::run_in(&["unshare", "--pid", "--fork"], "check");
+    report.exited(1);
+    for row in [
+        "proc           FAILED  /proc does not show",
+        "trial          FAILED  see proc\n",
+    ] {
+        assert!(report.stdout.contains(row), "{report}");
+    }
 }
 
 /// unshare(1) without --fork: the children of lsm-nice are in another namespace than itself.

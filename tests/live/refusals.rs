@@ -88,5 +88,5 @@ fn check_names_a_lockdown_and_what_hides_the_trial() {
         "{report}"
     );
     // the kernel's own words are "Invalid argument"
-    assert!(row("trial").ends_with("FAILED  see lsm-list"), "{report}");
+    assert!(row("trial").ends_with("FAILED  see lockdown"), "{report}");
 }
