@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //! The command line.
 
+use std::env;
 use std::ffi::{CStr, OsString};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -196,6 +197,7 @@ impl Cli {
             ))
             .try_get_matches()
             .and_then(|matches| Self::from_arg_matches(&matches))
+            .and_then(Self::with_a_command)
             .and_then(Self::with_a_target)
             .map_err(|error| match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -208,6 +210,17 @@ impl Cli {
                     ExitCode::from(2)
                 }
             })
+    }
+
+    /// An empty variable behind `--` is no wish for a guard of lsm-nice itself.
+    fn with_a_command(self) -> Result<Self, clap::Error> {
+        if self.command.is_empty() && env::args_os().next_back().is_some_and(|last| last == "--") {
+            return Err(Self::command().error(
+                ErrorKind::MissingRequiredArgument,
+                "there is no COMMAND behind --",
+            ));
+        }
+        Ok(self)
     }
 
     /// What is pinned has to be guarding somebody, and not lsm-nice, which exits.

@@ -121,7 +121,15 @@ pub static RULES: [Rule; 7] = [
             let priority = (values[1] >= 0).then_some(values[1]);
             json!({"policy": policy_name(values[0]), "priority": priority})
         },
-        change: |had, asked, _| change(had, asked, |values| policy_name(values[0])),
+        change: |had, asked, _| {
+            let policy = |values: Values<'_>| values.map(|values| values[0]);
+            // else it would read as no change
+            let text = match policy(had) == policy(asked) {
+                true => with_priority,
+                false => |values: &[i64]| policy_name(values[0]),
+            };
+            change(had, asked, text)
+        },
         doors: &[Door {
             call: "sched_setscheduler(2), sched_setparam(2), sched_setattr(2)",
             programs: &["note_setscheduler", "task_setscheduler"],
@@ -259,6 +267,13 @@ fn policy_name(policy: i64) -> String {
         (SCHED_EXT, "SCHED_EXT"),
     ];
     named(&NAMES, policy)
+}
+
+fn with_priority(values: &[i64]) -> String {
+    match values[1] {
+        priority @ 1.. => format!("{} {priority}", policy_name(values[0])),
+        _ => policy_name(values[0]),
+    }
 }
 
 /// PROT_READ and so on as mprotect(2) takes them: `READ|WRITE`, `NONE`.

@@ -114,9 +114,9 @@ fn look(name: Option<&str>) -> Result<Option<Vec<Row>>> {
     };
     let guards = standing::all()?;
     // whoever changes pins takes time for it
-    let patience = match lock {
-        Some(_) => Duration::from_secs(1),
-        None => standing::PATIENCE,
+    let patience = match lock.is_some() || pins.is_empty() {
+        true => Duration::from_secs(1),
+        false => standing::PATIENCE,
     };
     let mut rows = Vec::new();
     for pinned in &pins {

@@ -178,6 +178,12 @@ fn what_lsm_nice_does_not_know_is_wrong_usage() {
 }
 
 #[test]
+fn nothing_behind_the_dashes_is_wrong_usage() {
+    is_wrong_usage(&["--"], "COMMAND");
+    is_wrong_usage(&["--floor", "5", "--"], "COMMAND");
+}
+
+#[test]
 fn check_takes_no_stray_arguments() {
     is_wrong_usage(&["check", "stray"], "stray");
     is_wrong_usage(&["check", "--floor", "1"], "--floor");

@@ -46,6 +46,7 @@ tests!(
     so_memory_that_is_mapped_executable_is_out_of_scope,
     so_a_heap_that_is_moved_by_mremap_is_out_of_scope,
     so_a_start_brk_that_is_moved_by_prctl_is_out_of_scope,
+    so_a_process_that_shares_the_memory_and_is_not_guarded_is_out_of_scope,
 );
 
 /// Ignored where the kernel or the processor does not have what a test is about.
@@ -108,8 +109,32 @@ pub fn obey(words: &[&str]) -> Option<i32> {
             // SAFETY: the page can be read and written as before.
             errno(unsafe { libc::syscall(libc::SYS_mprotect, page, PAGE, number(1)) } as i32)
         }
+        "sharer" => {
+            let mut args = [number(1), number(2), number(3)];
+            by_a_sharer(&mut args)
+        }
         _ => return None,
     })
+}
+
+/// mprotect(2) by another process that has the same memory; the errno.
+fn by_a_sharer(args: &mut [i64; 3]) -> i32 {
+    extern "C" fn protect(args: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: of the caller, which waits.
+        let [start, length, prot] = unsafe { *args.cast::<[i64; 3]>() };
+        // SAFETY: memory that nobody uses.
+        errno(unsafe { libc::syscall(libc::SYS_mprotect, start, length, prot) } as i32)
+    }
+    let mut stack = [0u128; 512];
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let mut status = 0;
+    // SAFETY: the child has a stack of its own, and is over when the call returns.
+    unsafe {
+        let top = stack.as_mut_ptr().add(stack.len());
+        let pid = libc::clone(protect, top.cast(), flags, (&raw mut *args).cast());
+        libc::waitpid(pid, &mut status, 0);
+    }
+    libc::WEXITSTATUS(status)
 }
 
 /// An agent and its heap, which has a few pages at its end that nobody uses.
@@ -697,4 +722,23 @@ fn so_a_start_brk_that_is_moved_by_prctl_is_out_of_scope() {
     target.passes(start, 1, RWX);
     target.refused(end - PAGE, 1, RWX);
     lsm.end().counted(1);
+}
+
+fn so_a_process_that_shares_the_memory_and_is_not_guarded_is_out_of_scope() {
+    let mut target = Heap::new();
+    let start = target.heap.start;
+    let ask = format!("sharer {start} {PAGE} {RWX}");
+    let lsm = target.guard("--rule heap,heap-exec --no-children");
+    target.refused(start, 1, RWX);
+    assert_eq!(target.agent.ask(&ask), 0);
+    assert_eq!(target.protection(start), "rwx");
+    lsm.end().counted(1);
+    // one that is started under the guard is guarded
+    if has_task_storage() {
+        assert_eq!(target.protect(start, 1, RW), Ok(()));
+        let lsm = target.guard("--rule heap-exec");
+        assert_eq!(target.agent.ask(&ask), libc::EPERM);
+        assert_eq!(target.protection(start), "rw-");
+        lsm.end().counted(1);
+    }
 }
