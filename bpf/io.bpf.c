@@ -24,7 +24,6 @@ static __noinline int judge_io(struct task_struct *p, int ioprio)
 		.known = true,
 		.asked = {ioprio},
 	};
-
 	enum guarded who = guarded(p);
 
 	if (who == UNGUARDED || call_of(current_task()) != CALL_IOPRIO_SET)

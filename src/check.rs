@@ -173,8 +173,8 @@ pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
             ))
         })
     };
-    let loads = !error.is::<libbpf_rs::Error>();
-    match missing(loads).or_else(open) {
+    let all = !error.is::<libbpf_rs::Error>();
+    match missing(all).or_else(open) {
         Some(failure) => failure.into(),
         None => refused(error),
     }
@@ -182,10 +182,11 @@ pub fn explain(error: anyhow::Error, doors: &[RuleDoor]) -> anyhow::Error {
 
 /// The first requirement that is not there; with `all`, of those too that keep nothing from loading.
 fn missing(all: bool) -> Option<Failure> {
-    REQUIREMENTS
-        .iter()
-        .filter(|(name, _)| all || !TELL_ONLY.contains(name))
-        .find_map(|(_, requirement)| requirement().err())
+    REQUIREMENTS.iter().find_map(|(name, requirement)| {
+        // each is looked at, as the next ones read what it has mounted
+        let lacks = requirement().err();
+        lacks.filter(|_| all || !TELL_ONLY.contains(name))
+    })
 }
 
 /// Names what is left where all is there that a guard needs, and the load is EPERM.
@@ -286,7 +287,8 @@ pub fn preemption() -> Finding {
                 "this kernel, {release}, may preempt a task inside a BPF LSM program, and then skips \
                  the program for others until that task goes on; Linux 6.2 does not"
             ),
-            "boot Linux 6.2 or newer, or with preempt=voluntary where the kernel takes it",
+            "boot Linux 6.2 or newer, or with preempt=voluntary where the kernel takes it; \
+             /sys/kernel/debug has to be mounted, or the kernel locked down",
         ));
     }
     Ok("no program is skipped, no mark missed".into())
@@ -393,18 +395,22 @@ fn is_preemptible() -> bool {
         None => false,
         Some("PREEMPT_DYNAMIC") => match debugfs("sched/preempt") {
             Some(modes) => !modes.contains("(none)") && !modes.contains("(voluntary)"),
+            None if lockdown().is_empty() || lockdown().contains("[none]") => true,
             None => !booted_without_preemption(&uname.release().to_string_lossy()),
         },
         Some(_) => true,
     }
 }
 
-/// What lockdown hides in debugfs, where nothing can be changed then: the last preempt= of the
-/// command line, or how the kernel was configured.
+/// What lockdown hides in debugfs, and keeps as it is: the last preempt= of the command line, or how
+/// the kernel was configured.
 fn booted_without_preemption(release: &str) -> bool {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let mut words = line.split_whitespace().rev();
-    if let Some(mode) = words.find_map(|word| word.strip_prefix("preempt=")) {
+    let words = line.split_whitespace().take_while(|word| *word != "--");
+    if let Some(mode) = words
+        .filter_map(|word| word.strip_prefix("preempt="))
+        .last()
+    {
         return matches!(mode, "none" | "voluntary");
     }
     [
@@ -510,9 +516,13 @@ fn listed() -> Finding {
     ))
 }
 
+/// The modes, with brackets around the one that holds; empty where that is not to be seen.
+fn lockdown() -> String {
+    fs::read_to_string(format!("{SECURITYFS}/lockdown")).unwrap_or_default()
+}
+
 fn not_locked_down() -> Finding {
-    let lockdown = fs::read_to_string(format!("{SECURITYFS}/lockdown")).unwrap_or_default();
-    if lockdown.contains("[confidentiality]") {
+    if lockdown().contains("[confidentiality]") {
         return Err(Failure::new(
             "the kernel is locked down for confidentiality: BPF may not read what a guard needs",
             "boot without lockdown=confidentiality",

@@ -214,7 +214,8 @@ impl Cli {
 
     /// An empty variable behind `--` is no wish for a guard of lsm-nice itself.
     fn with_a_command(self) -> Result<Self, clap::Error> {
-        if self.command.is_empty() && env::args_os().next_back().is_some_and(|last| last == "--") {
+        let ends_with_dashes = || env::args_os().next_back().is_some_and(|last| last == "--");
+        if self.action.is_none() && self.command.is_empty() && ends_with_dashes() {
             return Err(Self::command().error(
                 ErrorKind::MissingRequiredArgument,
                 "there is no COMMAND behind --",

@@ -189,8 +189,8 @@ extern "C" fn forward(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
         let sent_here = sent_by_a_process || hung_up;
         let mut exited: libc::siginfo_t = std::mem::zeroed();
         let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        libc::waitid(libc::P_PID, command.cast_unsigned(), &mut exited, options);
-        if exited.si_pid() == 0 {
+        let known = libc::waitid(libc::P_PID, command.cast_unsigned(), &mut exited, options);
+        if known == 0 && exited.si_pid() == 0 {
             if sent_here {
                 libc::kill(command, signal);
             }

@@ -488,7 +488,10 @@ mod tests {
         let classes = [0, 1, 2, 3, 5, 6, 7];
         let values = |bit: u32, asked: i64| match bit {
             1 => [asked.rem_euclid(40) - 20, 0, 0],
-            2 => [classes[asked.rem_euclid(7) as usize], 99, 0],
+            2 => match classes[asked.rem_euclid(7) as usize] {
+                real_time @ 1..=2 => [real_time, 99, 0],
+                class => [class, 0, 0],
+            },
             4 => [asked.rem_euclid(4) << 13 | 7, 0, 0],
             8 | 16 => [0x7fff_ffff_f000 - asked, 0x7fff_ffff_f000, asked % 16],
             _ => [asked % 46, asked % 11, asked],
@@ -631,6 +634,20 @@ mod tests {
         }
         assert_eq!(json["target"]["pid"], Value::Null);
         assert_eq!(json["target"]["tid"], Value::Null);
+    }
+
+    #[test]
+    fn another_priority_of_the_same_class_is_a_change() {
+        let mut event = events()[0];
+        event.rule = shared::rule(2);
+        for (had, asked, change) in [
+            ([1, 10], [1, 5, 0], "SCHED_FIFO 10 -> SCHED_FIFO 5"),
+            ([2, 10], [1, 5, 0], "SCHED_RR -> SCHED_FIFO"),
+            ([1, 10], [1, -1, 0], "SCHED_FIFO 10 -> SCHED_FIFO"),
+        ] {
+            (event.had, event.asked) = (had, asked);
+            assert!(line(&event, false).ends_with(change), "{change}");
+        }
     }
 
     #[test]

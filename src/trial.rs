@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, getpid, wait, waitpid};
+use rustix::process::{
+    DumpableBehavior, Pid, WaitOptions, getpid, set_dumpable_behavior, wait, waitpid,
+};
 
 use crate::output::Failure;
 
@@ -50,9 +52,8 @@ impl Child {
             return Ok(child);
         }
         drop(ask);
-        // SAFETY: takes numbers. With the capabilities of its file lsm-nice is not dumpable, and
-        // what /proc has of a child would be root's.
-        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+        // with the capabilities of its file lsm-nice is not, and what /proc has of a child is root's
+        let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
         // an autogroup of its own, which the trial of that door changes, before lsm-nice goes on
         let _ = rustix::process::setsid();
         tell(&say, getpid().as_raw_pid());

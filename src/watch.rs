@@ -75,6 +75,12 @@ impl<'a> Watch<'a> {
     pub fn wait(&self, guard: &mut Guard<'_>, events: &mut Option<Events>) -> Result<Ended> {
         let (mut cgroup, mut command) = (self.cgroup, self.command);
         loop {
+            if let Some(running) = command
+                && running.has_exited()?
+            {
+                command::has_exited();
+                command = None;
+            }
             let process = self.running(guard)?;
             if let Some(gone) = cgroup.take_if(|cgroup| cgroup.is_gone())
                 && process.is_some()
@@ -87,12 +93,6 @@ impl<'a> Watch<'a> {
                 } else {
                     Ended::Exited
                 });
-            }
-            if let Some(running) = command
-                && running.has_exited()?
-            {
-                command::has_exited();
-                command = None;
             }
             let ends = [
                 Some(self.stop.as_fd()),

@@ -145,41 +145,47 @@ fn check_names_what_a_restricted_root_lacks() {
     assert_eq!(failed, all_for_want_of("capabilities"), "{report}");
 }
 
-/// As lockdown closes it, which secure boot brings.
+/// Lockdown closes it, which secure boot brings. In any other case it may say something else by now.
 fn where_debugfs_is_closed_the_boot_tells_whether_the_kernel_is_preemptible() {
-    let config = format!(
-        "/boot/config-{}",
-        rustix::system::uname().release().to_string_lossy()
-    );
+    const LOCKED: &str = "none [integrity] confidentiality\n";
+    const VOLUNTARY: &str = "CONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_DYNAMIC=y\n";
+    const FULL: &str = "# CONFIG_PREEMPT_VOLUNTARY is not set\nCONFIG_PREEMPT=y\n";
+    if !securityfs_is_mounted() {
+        mount_securityfs();
+    }
+    let uname = rustix::system::uname();
+    let config = format!("/boot/config-{}", uname.release().to_string_lossy());
     fs::create_dir_all("/boot").expect("/boot");
-    let line = fs::read_to_string("/proc/cmdline").expect("/proc");
-    let line = line.trim();
-    for (line, built, preemptible) in [
-        (line, None, true),
+    for (lockdown, line, built, preemptible) in [
+        (LOCKED, "quiet", None, true),
+        (LOCKED, "quiet", Some(VOLUNTARY), false),
+        (LOCKED, "quiet", Some(FULL), true),
+        (LOCKED, "preempt=full preempt=none quiet", None, false),
         (
-            line,
-            Some("CONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_DYNAMIC=y\n"),
-            false,
-        ),
-        (
-            line,
-            Some("# CONFIG_PREEMPT_VOLUNTARY is not set\nCONFIG_PREEMPT=y\n"),
+            LOCKED,
+            "preempt=none preempt=full quiet",
+            Some(VOLUNTARY),
             true,
         ),
-        (&format!("{line} preempt=none"), None, false),
-        (&format!("preempt=none {line} preempt=full"), None, true),
+        (LOCKED, "quiet -- preempt=none", Some(FULL), true),
+        (
+            "[none] integrity confidentiality\n",
+            "preempt=none",
+            Some(VOLUNTARY),
+            true,
+        ),
     ] {
+        fs::write("/tmp/lockdown", lockdown).expect("a file");
         fs::write("/tmp/cmdline", line).expect("a file");
         match built {
             Some(built) => fs::write(&config, built).expect("a configuration"),
             None => drop(fs::remove_file(&config)),
         }
         let script = "mount --bind /tmp/cmdline /proc/cmdline &&
+            mount --bind /tmp/lockdown /sys/kernel/security/lockdown &&
             exec setpriv --bounding-set=-sys_admin \"$@\"";
-        let report = Lsm::run_in(
-            &["unshare", "--mount", "sh", "-c", script, "sh"],
-            "check --json",
-        );
+        let wrapper = ["unshare", "--mount", "sh", "-c", script, "sh"];
+        let report = Lsm::run_in(&wrapper, "check --json");
         report.exited(preemptible.into());
         let rows = rows(&report);
         let row = rows.iter().find(|row| row["requirement"] == "preemption");

@@ -66,31 +66,20 @@ fn a_user_guards_by_the_capabilities_of_the_binary() {
     }
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(&binary, "security.capability", &capabilities, flags).expect("an xattr");
-    // where 6.1 is asked whether it is preemptible, and others are hidden
-    run(
-        "mount",
-        &["-t", "debugfs", "-o", "mode=755", "debugfs", DEBUGFS],
-    )
-    .exited(0);
-    run("mount", &["-o", "remount,hidepid=2", "/proc"]).exited(0);
-    // a shell of the user, who has none; before 5.11 BPF counts as locked memory
-    let script = "ulimit -l unlimited &&
+    // debugfs, where 6.1 is asked whether it is preemptible; /proc, where others are hidden; a shell
+    // of the user, who has no capability; before 5.11 BPF counts as locked memory
+    let script = "mount -t debugfs -o mode=755 debugfs /sys/kernel/debug &&
+        mount -t proc -o hidepid=2 proc /proc && ulimit -l unlimited &&
         exec setpriv --reuid=1000 --regid=1000 --clear-groups sh -c 'exec \"$@\"' sh \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", script, "sh"];
     let of_target = target.pid.to_string();
     let words = [
-        "sh",
-        "-c",
-        script,
-        "sh",
-        &binary,
-        "--no-children",
-        "--pid",
-        &of_target,
-    ];
+        &wrapper[..],
+        &[&binary, "--no-children", "--pid", &of_target],
+    ]
+    .concat();
     let mut lsm = Lsm::launch(&words, |_| {});
     lsm.must_guard();
-    run("mount", &["-o", "remount,hidepid=0", "/proc"]).exited(0);
-    run("umount", &[DEBUGFS]).exited(0);
     refuses(target.pid, -1);
     let warned = format!(
         "warning: process {} is at nice -7, below the floor 0: left as it is",

@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::agent::Agent;
 use crate::check::{all_for_want_of, rows};
-use crate::helpers::{Lsm, accepts};
+use crate::helpers::{Lsm, accepts, unmount_securityfs};
 
 tests!(
     a_guard_of_a_process_is_refused_with_the_complete_parameter,
@@ -89,4 +89,8 @@ fn check_names_a_lockdown_and_what_hides_the_trial() {
     );
     // the kernel's own words are "Invalid argument"
     assert!(row("trial").ends_with("FAILED  see lockdown"), "{report}");
+    unmount_securityfs();
+    Lsm::run("")
+        .refused_to_start()
+        .says("boot without lockdown=confidentiality");
 }
