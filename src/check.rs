@@ -287,8 +287,8 @@ pub fn preemption() -> Finding {
                 "this kernel, {release}, may preempt a task inside a BPF LSM program, and then skips \
                  the program for others until that task goes on; Linux 6.2 does not"
             ),
-            "boot Linux 6.2 or newer, or with preempt=voluntary where the kernel takes it; \
-             /sys/kernel/debug has to be mounted, or the kernel locked down",
+            "boot Linux 6.2 or newer, or with preempt=voluntary where the kernel takes it, and let \
+             lsm-nice read /sys/kernel/debug/sched/preempt",
         ));
     }
     Ok("no program is skipped, no mark missed".into())
@@ -395,7 +395,6 @@ fn is_preemptible() -> bool {
         None => false,
         Some("PREEMPT_DYNAMIC") => match debugfs("sched/preempt") {
             Some(modes) => !modes.contains("(none)") && !modes.contains("(voluntary)"),
-            None if lockdown().is_empty() || lockdown().contains("[none]") => true,
             None => !booted_without_preemption(&uname.release().to_string_lossy()),
         },
         Some(_) => true,
@@ -403,8 +402,12 @@ fn is_preemptible() -> bool {
 }
 
 /// What lockdown hides in debugfs, and keeps as it is: the last preempt= of the command line, or how
-/// the kernel was configured.
+/// the kernel was configured. Without lockdown it may have been changed since.
 fn booted_without_preemption(release: &str) -> bool {
+    let lockdown = lockdown();
+    if !lockdown.contains("[integrity]") && !lockdown.contains("[confidentiality]") {
+        return false;
+    }
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let words = line.split_whitespace().take_while(|word| *word != "--");
     if let Some(mode) = words
